@@ -1,0 +1,1 @@
+"""Bench: starts real node processes, hurts them, and measures what a client sees."""

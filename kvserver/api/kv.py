@@ -1,0 +1,141 @@
+"""KV: ranges, puts, deletes, transactions. Served by the active only.
+
+Steps 1, 2 and 9 of a put (ARCHITECTURE.md): receive, check, respond.
+"""
+
+import asyncio
+from typing import Final
+
+import grpc
+
+from kvpb import rpc_pb2, rpc_pb2_grpc
+from kvpb.raft_pb2 import Command
+from kvserver.api import validate
+from kvserver.api.door import Door
+from kvserver.mvcc.ranges import RangeBuilder, read_range
+from kvserver.mvcc.store import current_revision, read_txn
+
+SLICE_KEYS: Final = 500
+"""Keys of a large range that are read before other requests get their turn."""
+
+COMPACTION_LOOK_S: Final = 0.02
+
+Context = grpc.aio.ServicerContext
+
+
+class KvServicer(rpc_pb2_grpc.KVServicer):
+    """etcdserverpb.KV."""
+
+    def __init__(self, door: Door) -> None:
+        self._door = door
+
+    async def Put(
+        self,
+        request: rpc_pb2.PutRequest,
+        context: "Context[rpc_pb2.PutRequest, rpc_pb2.PutResponse]",
+    ) -> rpc_pb2.PutResponse:
+        """Set one key."""
+        return await self._door.answer(context, self._put(request))
+
+    async def _put(self, request: rpc_pb2.PutRequest) -> rpc_pb2.PutResponse:
+        validate.check_put(request)
+        await self._door.role.require_active()
+        response = await self._door.proposer.propose(Command(put=request))
+        assert isinstance(response, rpc_pb2.PutResponse)
+        self._door.fill(response.header)
+        return response
+
+    async def DeleteRange(
+        self,
+        request: rpc_pb2.DeleteRangeRequest,
+        context: "Context[rpc_pb2.DeleteRangeRequest, rpc_pb2.DeleteRangeResponse]",
+    ) -> rpc_pb2.DeleteRangeResponse:
+        """Delete the keys of a range."""
+        return await self._door.answer(context, self.delete_range(request))
+
+    async def delete_range(
+        self, request: rpc_pb2.DeleteRangeRequest
+    ) -> rpc_pb2.DeleteRangeResponse:
+        """The same, for other services of this node.
+
+        Raises:
+            RequestError: as the catalogue has it.
+        """
+        validate.check_delete_range(request)
+        await self._door.role.require_active()
+        response = await self._door.proposer.propose(Command(delete_range=request))
+        assert isinstance(response, rpc_pb2.DeleteRangeResponse)
+        self._door.fill(response.header)
+        return response
+
+    async def Range(
+        self,
+        request: rpc_pb2.RangeRequest,
+        context: "Context[rpc_pb2.RangeRequest, rpc_pb2.RangeResponse]",
+    ) -> rpc_pb2.RangeResponse:
+        """Read the keys of a range; linearizable unless `serializable`."""
+        return await self._door.answer(context, self.range(request))
+
+    async def range(self, request: rpc_pb2.RangeRequest) -> rpc_pb2.RangeResponse:
+        """The same, for other services of this node.
+
+        Raises:
+            RequestError: as the catalogue has it.
+        """
+        validate.check_range(request)
+        await self._door.role.require_active()
+        await self._door.read_moment(serializable=request.serializable)
+        with self._door.storage.read() as txn:
+            revision = current_revision(txn)
+            if not request.range_end:
+                response = read_range(txn, request, revision)
+            else:
+                builder = RangeBuilder(txn, request, revision)
+                while not builder.step(SLICE_KEYS):
+                    await asyncio.sleep(0)
+                response = builder.response
+        self._door.fill(response.header, revision)
+        return response
+
+    async def Txn(
+        self,
+        request: rpc_pb2.TxnRequest,
+        context: "Context[rpc_pb2.TxnRequest, rpc_pb2.TxnResponse]",
+    ) -> rpc_pb2.TxnResponse:
+        """Compare, then do one branch or the other, as one change."""
+        return await self._door.answer(context, self.txn(request))
+
+    async def txn(self, request: rpc_pb2.TxnRequest) -> rpc_pb2.TxnResponse:
+        """The same, for other services of this node.
+
+        Raises:
+            RequestError: as the catalogue has it.
+        """
+        validate.check_txn(request)
+        await self._door.role.require_active()
+        if not validate.is_read_only(request):
+            response = await self._door.proposer.propose(Command(txn=request))
+            assert isinstance(response, rpc_pb2.TxnResponse)
+        else:
+            await self._door.reader.linearizable()
+            with self._door.storage.read() as txn:
+                response = read_txn(txn, request)
+        self._door.fill(response.header)
+        return response
+
+    async def Compact(
+        self,
+        request: rpc_pb2.CompactionRequest,
+        context: "Context[rpc_pb2.CompactionRequest, rpc_pb2.CompactionResponse]",
+    ) -> rpc_pb2.CompactionResponse:
+        """Forget what was before a revision; with `physical` wait until this disk has."""
+        return await self._door.answer(context, self._compact(request))
+
+    async def _compact(self, request: rpc_pb2.CompactionRequest) -> rpc_pb2.CompactionResponse:
+        await self._door.role.require_active()
+        response = await self._door.proposer.propose(Command(compact=request))
+        assert isinstance(response, rpc_pb2.CompactionResponse)
+        while request.physical and self._door.compacted_to() < request.revision:
+            await asyncio.sleep(COMPACTION_LOOK_S)
+        self._door.fill(response.header)
+        return response

@@ -1,0 +1,1 @@
+"""State: keys, revisions, transactions. Deterministic; knows storage only."""

@@ -1,0 +1,56 @@
+"""What a version of kvserver understands, and a cluster may use: the least of its members. Pure.
+
+The level in use is part of the replicated state and only rises. A command waits until the cluster's
+level has reached its own; a node below the level can neither read the disk nor join.
+"""
+
+from collections.abc import Iterable, Mapping
+from typing import Final
+
+from kvpb.raft_pb2 import PublishMember
+from kvserver.errors import LogNotUnderstoodError, NotCapableError
+from kvserver.raft.entry import MemberId
+
+FEATURE_LEVEL: Final = 1
+"""Of this version. Raised when the log, the state or the peer messages get something new."""
+
+COMMAND_LEVELS: Final[Mapping[str, int]] = {
+    "put": 0, "delete_range": 0, "txn": 0, "compact": 0,
+    "publish_member": 0, "set_feature_level": 0, "change_alarm": 1,
+    "lease_grant": 1, "lease_revoke": 1, "renew_leases": 1, "expire_leases": 1, "pass_time": 1,
+}  # fmt: skip
+"""Level of the cluster that a kind of command needs; 0 for those of the first version."""
+
+
+def level_to_use(
+    members: Iterable[MemberId], published: Mapping[MemberId, PublishMember]
+) -> int | None:
+    """Least level of all members, None while one of them has not told its own."""
+    levels = [
+        published[member].feature_level if member in published else None for member in members
+    ]
+    known = [level for level in levels if level is not None]
+    return min(known, default=None) if len(known) == len(levels) else None
+
+
+def check_command(kind: str, level: int) -> None:
+    """Refuse a command that some member would not understand.
+
+    Raises:
+        NotCapableError: the cluster is not at its level yet.
+    """
+    if COMMAND_LEVELS[kind] > level:
+        raise NotCapableError
+
+
+def check_level(level: int) -> None:
+    """Refuse a state that this version is too old for.
+
+    Raises:
+        LogNotUnderstoodError: start the version that wrote it.
+    """
+    if level > FEATURE_LEVEL:
+        raise LogNotUnderstoodError(
+            f"the data is of feature level {level}, this kvserver knows {FEATURE_LEVEL}; start the "
+            "version that wrote it, or a newer one"
+        )

@@ -1,0 +1,111 @@
+"""Holds back for a moment what many ask for, so that more of it goes together.
+
+A log entry, or a read round, costs every node far more than each write or read in it, and it takes
+the active the time in which the next requests would be read. Whoever was just answered will soon
+ask again: while many do, the next batch waits for most of them. Few never wait.
+
+`came` and `answered` belong to the main thread; `holds`, `taken` and `forget` to the raft thread.
+"""
+
+import asyncio
+from collections.abc import Callable, Sized
+from typing import Final
+
+from kvserver.clock import Clock
+
+GATHER_FROM: Final = 5
+"""Callers at a time from which on they are waited for."""
+
+GATHER_PART: Final = 7 / 8
+"""Of the callers that are waited for: the last ones come while the batch is under way."""
+
+GATHER_MAX: Final = 64
+"""So many are worth a batch at any time."""
+
+GATHER_S: Final = 0.02
+"""At the most from one batch to the next while something waits, and `IDLE_S` beyond it."""
+
+IDLE_S: Final = 0.004
+"""Once nothing new was read for so long, noticed within twice that, nobody is waited for: who has
+not sent by then may take any time."""
+
+
+class Gathering:
+    """When the next batch of a queue goes.
+
+    Invariant: as long as something waits, either a turn is coming that asks `holds`, or a batch is
+    under way whose end brings one, or a call of `_look` is.
+    """
+
+    def __init__(self, waiting: Sized, clock: Clock, knock: Callable[[], None]) -> None:
+        """Watch a queue.
+
+        Args:
+            waiting: the queue.
+            clock: of the node.
+            knock: makes the raft thread take a turn; safe from the main thread.
+        """
+        self._waiting = waiting
+        self._clock = clock
+        self._knock = knock
+        self._knocked = False
+        """Somebody has, since the last batch."""
+        self._wanted = 0
+        """Callers that the next batch is held back for."""
+        self._until = 0.0
+        """When it is held back no longer."""
+        self._holding = False
+        """What waits is held back: who ends that has to knock."""
+        self._came = 0
+        self._idle = True
+        """Nothing new was read for a moment. Invariant: until it is set, a call of `_look` is under
+        way."""
+
+    def came(self) -> None:
+        """One more waits."""
+        self._came += 1
+        if self._idle:
+            self._idle = False
+            loop = asyncio.get_running_loop()
+            loop.call_later(IDLE_S, self._look, loop, self._came)
+        if not self._knocked:
+            self._knocked = True
+            self._knock()
+        elif len(self._waiting) >= self._wanted:
+            self._release()
+
+    def _look(self, loop: asyncio.AbstractEventLoop, came: int) -> None:
+        """Notice that nothing new is read, or that it was waited for long enough."""
+        self._idle = self._came == came
+        if self._idle or self._clock.monotonic() >= self._until:
+            self._release()
+        if not self._idle:
+            loop.call_later(IDLE_S, self._look, loop, self._came)
+
+    def _release(self) -> None:
+        if self._holding:
+            self._holding = False
+            self._knock()
+
+    def answered(self, callers: int) -> None:
+        """A batch has ended, or will in this turn; so many were in it, or wait already."""
+        self._wanted = min(int(callers * GATHER_PART), GATHER_MAX) if callers >= GATHER_FROM else 0
+
+    def holds(self) -> bool:
+        """Whether what waits is left where it is; then somebody will knock."""
+        if self._waiting and self._clock.monotonic() < self._until:
+            self._holding = True  # looked at before the reasons: from here on who ends one knocks
+            if len(self._waiting) < self._wanted and not self._idle:
+                return True
+        self._holding = self._knocked = False
+        return False
+
+    def taken(self) -> None:
+        """A batch goes."""
+        self._wanted = 0
+        self._until = self._clock.monotonic() + GATHER_S
+
+    def forget(self) -> None:
+        """Nothing waits here any more."""
+        self._holding = self._knocked = False
+        self._wanted = 0

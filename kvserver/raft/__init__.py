@@ -1,0 +1,1 @@
+"""Agreement: one leader, one log. The only room that knows PySyncObj."""

@@ -1,0 +1,141 @@
+"""The data directory: one owner at a time, one current environment, nothing foreign.
+
+Layout: `LOCK` (held for the life of the process), `CURRENT` (name of the environment in use,
+replaced atomically), `env-N/` (an LMDB environment and its log), `gone-N/` (being removed). LMDB by
+itself would let two nodes share a directory.
+"""
+
+import fcntl
+import os
+import secrets
+import shutil
+import threading
+from pathlib import Path
+from typing import Self
+
+from kvserver.errors import DataDirError, DiskError
+from kvserver.storage.rows import damaged
+
+_LOCK = "LOCK"
+_CURRENT = "CURRENT"
+_FIRST_ENVIRONMENT = "env-1"
+_GONE = "gone-"
+
+
+class DataDir:
+    """An exclusively locked data directory. Close it to let the lock go."""
+
+    def __init__(self, path: Path) -> None:
+        """Make the directory if there is none, and lock it.
+
+        Raises:
+            DataDirError: it can't be used; the sentence says why and what to do.
+        """
+        self.path = path
+        try:
+            path.mkdir(parents=True, exist_ok=True, mode=0o700)
+            _refuse_foreign(path)
+            self._lock = os.open(path / _LOCK, os.O_RDWR | os.O_CREAT, 0o600)
+        except OSError as error:
+            raise DataDirError(
+                f"--data-dir {path}: {error.strerror}; name a directory this user can write to"
+            ) from error
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            os.close(self._lock)
+            raise DataDirError(
+                f"--data-dir {path} is in use by another process; give each node its own"
+            ) from error
+
+    def environment(self) -> Path:
+        """Folder of the current environment; made, empty, on first use."""
+        try:
+            current = self.path / _CURRENT
+            if not current.exists():
+                (self.path / _FIRST_ENVIRONMENT).mkdir(exist_ok=True, mode=0o700)
+                self.switch(_FIRST_ENVIRONMENT)
+            name = current.read_text().strip()
+        except (OSError, UnicodeDecodeError) as error:
+            raise damaged(f"--data-dir {self.path}: can't read {_CURRENT}: {error}") from error
+        folder = self.path / name
+        if not name.startswith("env-") or not folder.is_dir():
+            raise damaged(f"--data-dir {self.path}: {_CURRENT} names '{name}', which is not there")
+        return folder
+
+    def new_environment(self, source: Path) -> Path:
+        """Make `source`, a folder in this directory, the next environment; not yet in use."""
+        taken = [int(path.name.removeprefix("env-")) for path in self.path.glob("env-[0-9]*")]
+        folder = self.path / f"env-{max(taken, default=0) + 1}"
+        source.rename(folder)
+        return folder
+
+    def remove_others(self) -> None:
+        """Remove environments that are not in use, and whatever else was to go: at the start."""
+        current = self.environment()
+        for folder in (*self.path.glob("env-[0-9]*"), *self.path.glob(_GONE + "*")):
+            if folder != current:
+                shutil.rmtree(folder, ignore_errors=True)
+
+    def discard(self, folder: Path) -> None:
+        """Free the name of a folder in this directory, if there is one; its files go soon.
+
+        A file system takes half a second for a gigabyte, and nobody who serves must wait.
+        """
+        gone = self.path / f"{_GONE}{secrets.randbits(63)}"
+        try:
+            folder.rename(gone)
+        except OSError:  # if it is there still, whoever needs the name will say so
+            return
+        threading.Thread(
+            target=shutil.rmtree, args=(gone,), kwargs={"ignore_errors": True},
+            name="remove", daemon=True,
+        ).start()  # fmt: skip
+
+    def switch(self, name: str) -> None:
+        """Point CURRENT to another environment, atomically and durably.
+
+        Raises:
+            OSError: it names the one that it did.
+            DiskError: it names the other one, but after a crash it may be either.
+        """
+        fresh = self.path / (_CURRENT + ".new")
+        with fresh.open("w") as file:
+            file.write(name + "\n")
+            file.flush()
+            os.fsync(file.fileno())
+        fresh.replace(self.path / _CURRENT)
+        try:
+            self._sync()
+        except OSError as error:
+            raise DiskError(f"--data-dir {self.path}: can't be synced ({error})") from error
+
+    def _sync(self) -> None:
+        folder = os.open(self.path, os.O_RDONLY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
+
+    def close(self) -> None:
+        """Let the lock go."""
+        os.close(self._lock)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
+
+def _refuse_foreign(path: Path) -> None:
+    names = {entry.name for entry in path.iterdir()}
+    if not names or _CURRENT in names:
+        return
+    # a first start that was cut short leaves only what it had made so far
+    if names <= {_LOCK, _FIRST_ENVIRONMENT, _CURRENT + ".new", "copy-in", "copy-out"}:
+        return
+    raise DataDirError(
+        f"--data-dir {path} holds files that are not kvserver's (such as '{min(names)}'); "
+        "name an empty or a new directory"
+    )

@@ -1,0 +1,43 @@
+"""Rows as they lie on the disk: the content, then a checksum. And what is said about damage.
+
+Every row of every database has one, so nothing that was damaged is ever believed.
+"""
+
+import struct
+import zlib
+from typing import Final
+
+from kvserver.errors import DataDirError
+from kvserver.storage.schema import Database
+
+_CHECKSUM: Final = struct.Struct(">I")
+"""crc32 over key and content."""
+
+REPLACE: Final = (
+    "stop this node, empty its --data-dir and start it again with the same options: it comes back "
+    "by itself, as a new member with a copy of the data. If no majority of the others runs, keep "
+    "the directory"
+)
+"""What to do about a damaged data directory."""
+
+
+def damaged(what: str) -> DataDirError:
+    """The end of a node whose disk does not hold what was written to it."""
+    return DataDirError(f"{what}; see whether the disk is sound, then replace this node: {REPLACE}")
+
+
+def seal(key: bytes, content: bytes) -> bytes:
+    """Stored form of a row. The content comes first: by it the values of a key are ordered."""
+    return content + _CHECKSUM.pack(zlib.crc32(content, zlib.crc32(key)))
+
+
+def unseal(db: Database, key: bytes, row: bytes) -> bytes:
+    """Content of a stored row.
+
+    Raises:
+        DataDirError: it is damaged.
+    """
+    content = row[: -_CHECKSUM.size]
+    if row[-_CHECKSUM.size :] != _CHECKSUM.pack(zlib.crc32(content, zlib.crc32(key))):
+        raise damaged(f"a row of the database '{db.name.decode()}' is damaged (key {key!r})")
+    return content

@@ -1,0 +1,205 @@
+"""LMDB transactions: rows are sealed and unsealed here, so that no damaged one gets out."""
+
+from collections.abc import Collection, Iterable, Iterator
+from types import TracebackType
+from typing import Final
+
+import lmdb
+
+from kvserver.errors import DiskError
+from kvserver.storage.rows import damaged, seal, unseal
+from kvserver.storage.schema import Database
+
+_DAMAGE: Final = (
+    lmdb.BadTxnError,
+    lmdb.CorruptedError,
+    lmdb.InvalidError,
+    lmdb.PageNotFoundError,
+    lmdb.ProblemError,
+)
+"""What LMDB says when its pages make no sense; never so for sound ones."""
+
+Handles = dict[Database, "lmdb._Database"]  # noqa: SLF001 - the name of the type
+
+
+class _Engine:
+    """Context of calls into the engine: its errors become ours."""
+
+    __slots__ = ("_writes",)
+
+    def __init__(self, *, writes: bool) -> None:
+        self._writes = writes
+
+    def __enter__(self) -> None: ...
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        tb: TracebackType | None,
+    ) -> None:
+        if error is None:
+            return
+        if isinstance(error, _DAMAGE):
+            raise damaged(f"the database is damaged ({error})") from error
+        if self._writes and isinstance(error, lmdb.Error | OSError):
+            raise DiskError(
+                f"writing to the database failed ({error}): see whether the disk of --data-dir is "
+                "full or broken"
+            ) from error
+
+
+READING: Final = _Engine(writes=False)
+"""Damage ends the node."""
+
+WRITING: Final = _Engine(writes=True)
+"""And any other trouble lets it start over from what is on disk."""
+
+
+class LmdbReadTxn:
+    """A view of one moment. Also the read half of the write transaction."""
+
+    __slots__ = ("_handles", "_txn")
+
+    def __init__(self, txn: "lmdb.Transaction[bytes]", handles: Handles) -> None:
+        self._txn = txn
+        self._handles = handles
+
+    def get(self, db: Database, key: bytes) -> bytes | None:
+        """Value of `key`, None if there is none."""
+        with READING:
+            row = self._txn.get(key, db=self._handles[db])
+        return None if row is None else unseal(db, key, row)
+
+    def get_many(self, db: Database, keys: Collection[bytes]) -> dict[bytes, bytes]:
+        """Values of those of `keys` that exist: one call into the engine."""
+        with READING, self._txn.cursor(self._handles[db]) as cursor:
+            found = cursor.getmulti(keys)
+        return {key: unseal(db, key, row) for key, row in found}
+
+    def scan(
+        self, db: Database, lo: bytes = b"", hi: bytes | None = None, *, reverse: bool = False
+    ) -> Iterator[tuple[bytes, bytes]]:
+        """Pairs with `lo <= key < hi` in key order, or from the end with `reverse`."""
+        with READING:
+            cursor = self._txn.cursor(self._handles[db])
+            for key, row in (_back if reverse else _forth)(cursor, lo, hi):
+                yield key, unseal(db, key, row)
+
+    def values(
+        self, db: Database, key: bytes, lo: bytes = b"", hi: bytes | None = None
+    ) -> Iterator[bytes]:
+        """Values of `key` with `lo <= value < hi` in order, of a database with many."""
+        with READING:
+            cursor = self._txn.cursor(self._handles[db])
+            if not (cursor.set_range_dup(key, lo) if lo else cursor.set_key(key)):
+                return
+            for row in cursor.iternext_dup(keys=False, values=True):
+                value = unseal(db, key, row)
+                if hi is not None and value >= hi:
+                    return
+                if value >= lo:  # one that `lo` begins with may come before it
+                    yield value
+
+    def last_value(self, db: Database, key: bytes, hi: bytes) -> bytes | None:
+        """Greatest value of `key` below `hi`, of a database with many; None if there is none."""
+        with READING, self._txn.cursor(self._handles[db]) as cursor:
+            if cursor.set_range_dup(key, hi):
+                row = cursor.value() if cursor.prev_dup() else None
+            elif cursor.set_key(key):
+                cursor.last_dup()
+                row = cursor.value()
+            else:
+                row = None
+        return None if row is None else unseal(db, key, row)
+
+    def size_of(self, db: Database) -> int:
+        """Bytes of the pages that the rows of `db` take, about."""
+        with READING:
+            stat = self._txn.stat(self._handles[db])
+        pages = stat["branch_pages"] + stat["leaf_pages"] + stat["overflow_pages"]
+        return int(pages * stat["psize"])
+
+    def keys(self, db: Database, lo: bytes = b"", hi: bytes | None = None) -> Iterator[bytes]:
+        """Keys with `lo <= key < hi` in order, each once, without touching their values."""
+        with READING:
+            cursor = self._txn.cursor(self._handles[db])
+            if not (cursor.set_range(lo) if lo else cursor.first()):
+                return
+            rows = cursor.iternext_nodup if db.many else cursor.iternext
+            for key in rows(keys=True, values=False):
+                if hi is not None and key >= hi:
+                    return
+                yield key
+
+
+def _forth(
+    cursor: "lmdb.Cursor[bytes]", lo: bytes, hi: bytes | None
+) -> Iterator[tuple[bytes, bytes]]:
+    if not (cursor.set_range(lo) if lo else cursor.first()):
+        return
+    for key, row in cursor.iternext(keys=True, values=True):
+        if hi is not None and key >= hi:
+            return
+        yield key, row
+
+
+def _back(
+    cursor: "lmdb.Cursor[bytes]", lo: bytes, hi: bytes | None
+) -> Iterator[tuple[bytes, bytes]]:
+    above = hi is not None and cursor.set_range(hi)
+    if not (cursor.prev() if above else cursor.last()):
+        return
+    for key, row in cursor.iterprev(keys=True, values=True):
+        if key < lo:
+            return
+        yield key, row
+
+
+class LmdbWriteTxn(LmdbReadTxn):
+    """The open write transaction; belongs to the thread that began it."""
+
+    __slots__ = ("dirty",)
+
+    def __init__(self, txn: "lmdb.Transaction[bytes]", handles: Handles) -> None:
+        super().__init__(txn, handles)
+        self.dirty = False
+
+    def put(self, db: Database, key: bytes, value: bytes) -> None:
+        """Set `key` to `value`."""
+        self.dirty = True
+        with WRITING:
+            self._txn.put(key, seal(key, value), db=self._handles[db])
+
+    def put_many(self, db: Database, pairs: Iterable[tuple[bytes, bytes]]) -> None:
+        """Set many at once."""
+        self.dirty = True
+        with WRITING, self._txn.cursor(self._handles[db]) as cursor:
+            cursor.putmulti([(key, seal(key, value)) for key, value in pairs])
+
+    def delete(self, db: Database, key: bytes) -> bool:
+        """Remove `key`; False if there was none."""
+        self.dirty = True
+        with WRITING:
+            return self._txn.delete(key, db=self._handles[db])
+
+    def delete_value(self, db: Database, key: bytes, value: bytes) -> bool:
+        """Remove one value of `key`, of a database with many; False if there was none."""
+        self.dirty = True
+        with WRITING:
+            return self._txn.delete(key, seal(key, value), db=self._handles[db])
+
+    def clear(self, db: Database) -> None:
+        """Remove all rows of `db`."""
+        self.dirty = True
+        with WRITING:
+            self._txn.drop(self._handles[db], delete=False)
+
+    def commit(self) -> None:
+        """Make it durable, with a sync."""
+        with WRITING:
+            self._txn.commit()
+
+    def abort(self) -> None:
+        """Nothing of it stays."""
+        self._txn.abort()

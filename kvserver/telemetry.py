@@ -1,0 +1,89 @@
+"""Text logs on stderr: one line per event that a person cares about, logfmt."""
+
+import logging
+import sys
+from collections import OrderedDict
+from collections.abc import Callable, Hashable, MutableMapping
+from datetime import UTC, datetime
+from typing import Any, Final
+
+import structlog
+
+Event = Callable[..., None]
+"""Logs one event: its name with dots, then fields by keyword."""
+
+TOLD_AGAIN_S: Final = 30.0
+TOLD_KEPT_MAX: Final = 256
+
+LEVELS = ("debug", "info", "warning", "error")
+
+_WARNINGS = frozenset({
+    "peer.rejected", "transfer.failed", "node.stuck", "node.restart", "config.ignored",
+    "config.advice", "alarm.raised", "node.disqualified", "compare.differs", "compare.undecided",
+})  # fmt: skip
+_DEBUG = frozenset({"turn.slow"})
+
+
+class Repeats:
+    """Which of many equal events a person should read: the first, then one every TOLD_AGAIN_S.
+
+    What a node tries again twice a second it may try for days. Remembers the newest
+    TOLD_KEPT_MAX events.
+    """
+
+    def __init__(self) -> None:
+        self._told: OrderedDict[Hashable, float] = OrderedDict()
+        """Event -> when it was told, in that order."""
+
+    def is_news(self, event: Hashable, now: float) -> bool:
+        """Whether `event` should be told at `now`; then it counts as told."""
+        told = self._told.get(event)
+        if told is not None and now < told + TOLD_AGAIN_S:
+            return False
+        self._told[event] = now
+        self._told.move_to_end(event)
+        if len(self._told) > TOLD_KEPT_MAX:
+            self._told.popitem(last=False)
+        return True
+
+    def forget(self) -> None:
+        """What comes next is another story."""
+        self._told.clear()
+
+
+def _value(value: object) -> str:
+    text = str(value)
+    if text == "" or any(c in text for c in ' "=\n'):
+        escaped = text.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n")
+        return f'"{escaped}"'
+    return text
+
+
+def _render(_logger: object, level: str, fields: MutableMapping[str, Any]) -> str:
+    """`2026-11-23T08:30:00.123456Z info    role.changed role=active term=3`."""
+    name = fields.pop("event")
+    moment = datetime.now(tz=UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
+    rest = "".join(f" {key}={_value(value)}" for key, value in fields.items())
+    return f"{moment} {level:<7} {name}{rest}"
+
+
+def start_logging(level: str) -> Event:
+    """Send everything of `level` and above to stderr; returns what logs an event."""
+    structlog.configure(
+        processors=[_render],
+        wrapper_class=structlog.make_filtering_bound_logger(logging.getLevelName(level.upper())),
+        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
+    )
+    logger = structlog.get_logger()
+
+    def event(name: str, /, **fields: object) -> None:
+        if name in _WARNINGS:
+            logger.warning(name, **fields)
+        elif name in _DEBUG:
+            logger.debug(name, **fields)
+        elif name.endswith(".failed"):
+            logger.error(name, **fields)
+        else:
+            logger.info(name, **fields)
+
+    return event

@@ -1,0 +1,391 @@
+"""What each guard is worth: switched off alone, something breaks. DESIGN.md of raft lists them.
+
+Safety shows as a broken promise under random faults, at the named seed or one soon after; traffic,
+time and stale reads show as a bound that holds with the guard and not without it. Guards that
+random faults hardly ever need are shown by scripts in tests/unit/raft/test_guards.py.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from support.chaos import Chaos, Kind
+from support.promises import ViolationError
+from support.simulation import Cluster
+
+from kvpb import raft_pb2
+from kvpb.raft_pb2 import PeerMessage
+from kvserver.errors import NodeError
+from kvserver.pipeline.applier import Applier
+from kvserver.pipeline.lessor import Lessor, _Lease
+from kvserver.raft.consensus import GuardedRaft
+from kvserver.raft.engine import RaftEngine, Received
+from kvserver.raft.flow import SendWindow
+from kvserver.raft.journal import DurableJournal, begin_log
+from kvserver.raft.membership import added
+from kvserver.raft.reads import ReadRounds
+from kvserver.raft.seam import Node
+from kvserver.raft.voting import Voter
+from kvserver.storage.schema import META
+
+Off = Callable[[pytest.MonkeyPatch], None]
+
+# ---------------------------------------------------------------------------- switches
+
+
+def promises_before_the_sync(patch: pytest.MonkeyPatch) -> None:
+    def send(self: RaftEngine, member: Any, message: PeerMessage, *, after_sync: bool) -> None:
+        self._parts.wire.send(member, message)
+
+    patch.setattr(RaftEngine, "send", send)
+
+
+def committing_the_unverified(patch: pytest.MonkeyPatch) -> None:
+    """The log does not end at the last verified entry while the library looks."""
+    real = GuardedRaft.to_library
+
+    def to_library(self: GuardedRaft, node: Node, message: dict[str, Any]) -> None:
+        real(self, node, message)
+        if message["type"] == "append_entries":
+            self._journal.settle()
+            self.commit_index = max(
+                self.commit_index, min(message["commit_index"], self._journal.last_index)
+            )
+
+    patch.setattr(GuardedRaft, "to_library", to_library)
+
+
+def votes_forgotten(patch: pytest.MonkeyPatch) -> None:
+    """Term and vote do not go to the disk."""
+    born = raft_pb2.HardState(commit_index=1)
+    patch.setattr(DurableJournal, "hard_state", lambda self: born)
+
+
+def local_reads(patch: pytest.MonkeyPatch) -> None:
+    def read(self: GuardedRaft, reads: list[object]) -> bool:
+        if not self.leading:
+            return False
+        self._reads.begin(reads, self.commit_index)
+        self._reads.confirm_all()
+        return True
+
+    patch.setattr(GuardedRaft, "read", read)
+
+
+def foreign_identity(patch: pytest.MonkeyPatch) -> None:
+    """A copy of the state brings its sender's commit index along, and no look at one's own."""
+
+    def adopt(self: RaftEngine) -> None:
+        taken = self._receiver.take()
+        if taken is None:
+            return
+        fresh, base = taken
+        self._commit()
+        begin_log(fresh, raft_pb2.HardState(term=base.term, commit_index=base.index), base)
+        fresh.commit(durable=True)
+        self._parts.copies.adopt(fresh)
+        self._parts.machine.reload()
+        self._load()
+
+    patch.setattr(RaftEngine, "_adopt_copy", adopt)
+
+
+def keepalives_without_a_round(patch: pytest.MonkeyPatch) -> None:
+    """An active that was deposed, and does not know it yet, renews leases."""
+    real = Lessor.activate
+
+    async def at_once() -> None:
+        return
+
+    def activate(self: Lessor, term: int) -> None:
+        self._linearizable = at_once
+        real(self, term)
+
+    patch.setattr(Lessor, "activate", activate)
+
+
+def promises_never_renewed(patch: pytest.MonkeyPatch) -> None:
+    """What a lease's client is told goes beyond what the log knows."""
+    patch.setattr(_Lease, "falls_short", lambda self, now_ms: False)
+
+
+LEASES = Kind(3, whole=True, leases=True)
+
+
+SAFETY: tuple[tuple[Off, Kind, int], ...] = (
+    (promises_before_the_sync, Kind(3), 0),
+    (committing_the_unverified, Kind(3), 0),
+    (votes_forgotten, Kind(3), 0),
+    (foreign_identity, Kind(3), 0),
+    (keepalives_without_a_round, LEASES, 4),
+    (promises_never_renewed, LEASES, 2),
+)
+"""Guard, kind of run, first seed at which a promise breaks."""
+
+SEEDS_TRIED = 60
+"""A seed tells another story once the product or the faults change: later ones are tried too."""
+
+
+def name(value: object) -> str:
+    return getattr(value, "__name__", str(value))
+
+
+def breaks(kind: Kind, seed: int) -> bool:
+    try:
+        Chaos(seed, kind).run(seconds=10)
+    except (AssertionError, NodeError):
+        return True
+    return False
+
+
+@pytest.mark.parametrize(("off", "kind", "seed"), SAFETY, ids=name)
+def test_a_promise_breaks_without(
+    off: Off, kind: Kind, seed: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    off(monkeypatch)
+    assert any(breaks(kind, each) for each in range(seed, seed + SEEDS_TRIED))
+
+
+# ---------------------------------------------------------------------------- time and traffic
+
+
+def entries_at_the_heartbeat(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(GuardedRaft, "_replicate_all", lambda self: None)
+
+
+def seconds_to_commit() -> float:
+    cluster = Cluster(3)
+    active = cluster.elect()
+    cluster.run(0.505)
+    started = cluster.clock.now
+    index = active.status.last_index + 1
+    active.proposals.waiting.append(b"x")
+    active.due = 0.0
+    assert cluster.run(1, until=lambda: active.status.applied_index == index)
+    return cluster.clock.now - started
+
+
+def stale_reads() -> float:
+    """Answered by an active that is cut off and has a successor already."""
+    cluster = Cluster(3)
+    old = cluster.elect()
+    cluster.run(0.2)
+    fresh = next(cluster.standbys())
+    cluster.isolate(old.me)
+    fresh.engine._raft.election_deadline = 0.0
+    fresh.engine._raft._pre_vote_won = True
+    fresh.due = 0.0
+    assert cluster.run(0.1, until=lambda: fresh.status.active)
+    fresh.proposals.waiting.append(b"newer")
+    fresh.due = 0.0
+    assert cluster.run(0.1, until=lambda: fresh.machine.applied[-1][2] == b"newer")
+    assert old.status.leading, "it does not know yet"
+    old.engine.post_reads(["read"])
+    old.due = 0.0
+    cluster.run(2)
+    return len(old.reads_done)
+
+
+def elections_without_asking(patch: pytest.MonkeyPatch) -> None:
+    def maybe(self: Voter) -> None:
+        if not self._voting:
+            self.election_deadline = self._clock.monotonic() + self.draw_timeout()
+
+    patch.setattr(Voter, "_maybe_campaign", maybe)
+
+
+def terms_of_a_guest() -> float:
+    """By how much the term rises when a standby was cut off for a while."""
+    cluster = Cluster(3)
+    active = cluster.elect()
+    term = active.status.term
+    guest = next(cluster.standbys())
+    cluster.block(guest.me, active.me)
+    cluster.run(5)
+    cluster.heal()
+    cluster.run(2)
+    return cluster.elect().status.term - term
+
+
+def silence_only(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(GuardedRaft, "disconnected", lambda self, member: self._present.discard(member))
+
+
+def seconds_to_succeed() -> float:
+    cluster = Cluster(3)
+    active = cluster.elect()
+    cluster.run(0.5)
+    cluster.crash(active.me)
+    died = cluster.clock.now
+    cluster.elect()
+    return cluster.clock.now - died
+
+
+def no_window(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(SendWindow, "open", lambda self: True)
+
+
+def megabytes_on_the_way() -> float:
+    cluster = Cluster(3)
+    active = cluster.elect()
+    peer = cluster.peers_of(active.me)[0]
+    cluster.link(active.me, peer).auto = False
+    for _ in range(20):
+        active.proposals.in_flight = None
+        active.proposals.waiting.append(b"x" * 1_000_000)
+        active.turn()
+    return sum(len(encoded) for _, encoded in cluster.link(active.me, peer).queue) / 1e6
+
+
+def resets_at_will(patch: pytest.MonkeyPatch) -> None:
+    real = GuardedRaft._on_append_reply
+
+    def on_reply(self: GuardedRaft, node: Node, reply: raft_pb2.AppendReply) -> None:
+        reply.epoch = self._epochs.get(node.id, 0)
+        real(self, node, reply)
+
+    patch.setattr(GuardedRaft, "_on_append_reply", on_reply)
+
+
+def entries_sent_after_failed_probes() -> float:
+    """To a peer that refuses ten appends on their way, by the log it is then sent."""
+    cluster = Cluster(3)
+    active = cluster.elect()
+    cluster.run(0.2)
+    peer = cluster.peers_of(active.me)[0]
+    cluster.link(active.me, peer).auto = cluster.link(peer, active.me).auto = False
+    raft = active.engine._raft
+    for number in range(20):
+        active.proposals.in_flight = None
+        active.proposals.waiting.append(b"%d" % number)
+        active.turn()
+    refusal = raft_pb2.AppendReply(
+        term=active.status.term, next_index=2, reset=True, epoch=raft._epochs[peer]
+    )
+    before = cluster.sent["entries"]
+    for _ in range(10):
+        active.engine.post(Received(peer, PeerMessage(append_reply=refusal)))
+        active.turn()
+    return (cluster.sent["entries"] - before) / active.status.last_index
+
+
+BOUNDS: tuple[tuple[Off, Callable[[], float], float], ...] = (
+    (local_reads, stale_reads, 0),
+    (entries_at_the_heartbeat, seconds_to_commit, 0.01),
+    (elections_without_asking, terms_of_a_guest, 0),
+    (silence_only, seconds_to_succeed, 0.1),
+    (no_window, megabytes_on_the_way, 10),
+    (resets_at_will, entries_sent_after_failed_probes, 1.2),
+)
+"""Guard, what is measured, what it is at most with the guard."""
+
+
+@pytest.mark.parametrize(("off", "measured", "most"), BOUNDS, ids=name)
+def test_a_bound_breaks_without(
+    off: Off, measured: Callable[[], float], most: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert measured() <= most
+    off(monkeypatch)
+    assert measured() > most
+
+
+# ---------------------------------------------------------------------------- after the faults
+
+
+def nobody_stands(patch: pytest.MonkeyPatch) -> None:
+    def maybe(self: Voter) -> None:
+        self.election_deadline = self._clock.monotonic() + 1.0
+
+    patch.setattr(Voter, "_maybe_campaign", maybe)
+
+
+def reads_forgotten(patch: pytest.MonkeyPatch) -> None:
+    """Those whose round was confirmed."""
+    patch.setattr(ReadRounds, "take_ready", lambda self, applied_index: [])
+
+
+def each_entry_twice(patch: pytest.MonkeyPatch) -> None:
+    real = GuardedRaft._replicate
+
+    def replicate(self: GuardedRaft, node: Node) -> bool:
+        before = self.next_indexes[node]
+        sent = real(self, node)
+        if sent:
+            self.next_indexes[node] = before
+            real(self, node)
+        return sent
+
+    patch.setattr(GuardedRaft, "_replicate", replicate)
+
+
+def heartbeats_all_the_time(patch: pytest.MonkeyPatch) -> None:
+    real = GuardedRaft._replicate_all
+
+    def replicate_all(self: GuardedRaft) -> None:
+        self.heartbeat_due = 0.0
+        real(self)
+
+    patch.setattr(GuardedRaft, "_replicate_all", replicate_all)
+
+
+def a_row_of_its_own(patch: pytest.MonkeyPatch) -> None:
+    """What is applied depends on the node."""
+    real = Applier.stage
+
+    def stage(self: Applier) -> bool:
+        staged = real(self)
+        if staged:
+            self._storage.writer().put(META, b"mine", id(self).to_bytes(8, "big"))
+        return staged
+
+    patch.setattr(Applier, "stage", stage)
+
+
+@pytest.mark.parametrize(
+    ("off", "said"),
+    [
+        (a_row_of_its_own, "the table meta of n. differs"),
+        (nobody_stands, "no active after healing"),
+        (reads_forgotten, "got no answer"),
+        (each_entry_twice, "too many"),
+        (heartbeats_all_the_time, "too many messages"),
+    ],
+    ids=name,
+)
+def test_a_run_notices_what_does_not_end_after_the_faults(
+    off: Off, said: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    off(monkeypatch)
+    with pytest.raises(ViolationError, match=said):
+        Chaos(0, Kind(3, whole=True)).run(seconds=3)
+
+
+# ---------------------------------------------------------------------------- scripts
+
+
+def test_one_change_of_the_members_at_a_time() -> None:
+    """Two pending ones give majorities that share nobody."""
+    cluster = Cluster(3)
+    active = cluster.elect()
+    cluster.run(1)  # what follows an election is over
+    raft = active.engine._raft
+    present = set(cluster.nodes)
+    for number, taken in ((1, True), (2, False)):
+        fresh = raft_pb2.Member(id=number, peer_address=f"new{number}:1")
+        wanted = added(raft.configuration, fresh, present)
+        assert (raft.change_members(wanted) is not None) is taken
+
+
+def test_a_failure_to_apply_ends_the_node() -> None:
+    cluster = Cluster(1)
+    node = cluster.elect()
+    cluster.run(1)  # what follows an election is over
+    node.proposals.waiting.append(b"poison")
+
+    def refuse(index: int, term: int, batch: bytes | None) -> None:
+        raise ValueError(batch)
+
+    node.machine.apply = refuse  # type: ignore[method-assign]
+    node.due = 0.0
+    with pytest.raises(ValueError, match="poison"):
+        cluster.run(1)

@@ -1,0 +1,127 @@
+"""Every error that etcd 3.5 and its successors send, each behind `etcdserver: `, with its code."""
+
+from grpc import StatusCode
+
+ETCD = {
+    StatusCode.INVALID_ARGUMENT: [
+        "key is not provided",
+        "key not found",
+        "value is provided",
+        "lease is provided",
+        "too many operations in txn request",
+        "duplicate key given in txn request",
+        "invalid client api version",
+        "invalid sort option",
+        "given member URLs are invalid",
+        "request is too large",
+        "user name is empty",
+        "role name is empty",
+        "authentication failed, invalid user ID or password",
+        "permission not given",
+        "invalid auth management",
+        "revision of auth store is old",
+        "wrong downgrade target version format",
+        "invalid downgrade target version",
+    ],
+    StatusCode.OUT_OF_RANGE: [
+        "mvcc: required revision has been compacted",
+        "mvcc: required revision is a future revision",
+        "too large lease TTL",
+    ],
+    StatusCode.RESOURCE_EXHAUSTED: ["mvcc: database space exceeded", "too many requests"],
+    StatusCode.NOT_FOUND: ["requested lease not found", "member not found"],
+    StatusCode.FAILED_PRECONDITION: [
+        "lease already exists",
+        "member ID already exist",
+        "Peer URLs already exists",
+        "re-configuration failed due to not enough started members",
+        "can only promote a learner member",
+        "can only promote a learner member which is in sync with leader",
+        "too many learner members in cluster",
+        "cluster ID mismatch",
+        "root user does not exist",
+        "root user does not have root role",
+        "user name already exists",
+        "user name not found",
+        "role name already exists",
+        "role name not found",
+        "role is not granted to the user",
+        "permission is not granted to the role",
+        "authentication is not enabled",
+        "not leader",
+        "not capable",
+        "rpc not supported for learner",
+        "bad leader transferee",
+        "cluster version not found during downgrade",
+        "cluster has a downgrade job in progress",
+        "no inflight downgrade job",
+    ],
+    StatusCode.CANCELLED: ["watch canceled", "request canceled"],
+    StatusCode.PERMISSION_DENIED: ["permission denied"],
+    StatusCode.UNAUTHENTICATED: ["invalid auth token"],
+    StatusCode.UNAVAILABLE: [
+        "no leader",
+        "leader changed",
+        "server stopped",
+        "request timed out",
+        "request timed out, possibly due to previous leader failure",
+        "request timed out, possibly due to connection lost",
+        "request timed out, waiting for the applied index took too long",
+        "unhealthy cluster",
+    ],
+    StatusCode.DATA_LOSS: ["corrupt cluster"],
+    StatusCode.DEADLINE_EXCEEDED: ["context deadline exceeded"],
+}
+CODES = {f"etcdserver: {text}": code for code, texts in ETCD.items() for text in texts}
+COUNT = 63
+
+NEVER = {
+    "there are no users": [
+        "user name is empty",
+        "role name is empty",
+        "authentication failed, invalid user ID or password",
+        "permission not given",
+        "invalid auth management",
+        "revision of auth store is old",
+        "root user does not exist",
+        "root user does not have root role",
+        "user name already exists",
+        "user name not found",
+        "role name already exists",
+        "role name not found",
+        "role is not granted to the user",
+        "permission is not granted to the role",
+        "authentication is not enabled",
+        "permission denied",
+        "invalid auth token",
+    ],
+    "downgrades are not ordered by a call": [
+        "wrong downgrade target version format",
+        "invalid downgrade target version",
+        "cluster version not found during downgrade",
+        "cluster has a downgrade job in progress",
+        "no inflight downgrade job",
+    ],
+    "a node of another cluster is told so between members, not to clients": ["cluster ID mismatch"],
+    "nobody asks for a version of the API": ["invalid client api version"],
+    "a learner answers as a standby does": ["rpc not supported for learner"],
+    "what was not done is said so, what is not known is 'previous leader failure'": [
+        "request timed out",
+        "request timed out, possibly due to connection lost",
+        "request timed out, waiting for the applied index took too long",
+        "unhealthy cluster",
+    ],
+    "gRPC says it in its own words": [
+        "watch canceled",
+        "request canceled",
+        "context deadline exceeded",
+    ],
+}
+"""Why -> texts that are never sent."""
+
+ELSEWHERE = {
+    "no leader": "in a status, among its errors",
+    "leader changed": "the end of the streams of an active that is deposed",
+    "server stopped": "to the read that found this node's disk damaged",
+}
+"""Texts that are sent, but are no answer to a request that is wrong."""

@@ -1,0 +1,45 @@
+"""What many keys cost: a small run on real nodes, and the arithmetic."""
+
+import subprocess
+import sys
+
+import pytest
+
+from kvbench.history import Verdict
+from kvbench.scale import Rate, Scaled
+
+
+def scaled(*verdicts: Verdict) -> Scaled:
+    return Scaled(
+        keys=1000, fill_s=2.0, memory_empty={"n1": 30_000_000, "n2": 31_000_000},
+        memory_full={"n1": 36_000_000, "n2": 32_000_000}, file_bytes=5_000_000, restart_s=0.5,
+        before=Rate(1000, 10.0), meanwhile=Rate(450, 5.0), after=Rate(4000, 20.0),
+        verdicts=verdicts,
+    )  # fmt: skip
+
+
+def test_what_was_kept_is_compared_with_before_and_after() -> None:
+    assert scaled().kept == pytest.approx(0.6)
+    assert Rate(0, 0.0).per_second == 0.0
+
+
+def test_the_report_names_the_worst_node_and_broken_promises() -> None:
+    good = Verdict(acknowledged=5, unknown=0, refused=0, reads=0)
+    bad = Verdict(acknowledged=5, unknown=0, refused=0, reads=0, lost=["a"])
+    told = "\n".join(scaled(good, good).lines())
+    assert "36 MB after (+6 MB at most)" in told
+    assert "a voter in step after 5.0 s" in told
+    assert "60% of what it was" in told
+    assert "10 writes read back: none lost" in told
+    assert not scaled(good).broken
+    assert scaled(good, bad).broken
+    assert "a promise is broken" in "\n".join(scaled(good, bad).lines())
+
+
+@pytest.mark.cluster
+def test_a_small_run_says_what_it_found() -> None:
+    command = [sys.executable, "-m", "kvbench", "scale", "--keys", "2000", "--seconds", "1"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=110, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "2,000 keys filled" in done.stdout
+    assert "none lost" in done.stdout

@@ -1,0 +1,243 @@
+"""Every proposal ends as exactly one of applied, not applied, unknown."""
+
+import asyncio
+from dataclasses import replace
+
+import pytest
+
+from kvpb import rpc_pb2
+from kvpb.raft_pb2 import Command, CommandBatch
+from kvserver.errors import (
+    KeyNotFoundError,
+    NotActiveError,
+    OutcomeUnknownError,
+    RequestTooLargeError,
+    TooManyRequestsError,
+)
+from kvserver.pipeline import gathering
+from kvserver.pipeline.gathering import GATHER_FROM
+from kvserver.pipeline.limits import Limits
+from kvserver.pipeline.outcome import Response, settle
+from kvserver.pipeline.proposer import ORPHAN_S, Proposer
+
+
+@pytest.fixture(autouse=True)
+def _never_idle(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gathering, "IDLE_S", 3600.0)
+
+
+class Clock:
+    now = 100.0
+
+    def monotonic(self) -> float:
+        return self.now
+
+
+class Bench:
+    """A proposer with both threads played by the test."""
+
+    def __init__(self, limits: Limits | None = None, log_time_ms: int = 0) -> None:
+        self.clock = Clock()
+        self.knocks = 0
+        self.proposer = Proposer(
+            limits or Limits(),
+            self.clock,
+            knock=self._knock,
+            log_time_ms=lambda: log_time_ms,
+            feature_level=lambda: 0,
+            admit=lambda command: None,
+        )
+
+    def _knock(self) -> None:
+        self.knocks += 1
+
+    async def propose(self, *keys: bytes) -> list["asyncio.Task[Response]"]:
+        tasks = [
+            asyncio.create_task(
+                self.proposer.propose(Command(put=rpc_pb2.PutRequest(key=key, value=b"v")))
+            )
+            for key in keys
+        ]
+        await asyncio.sleep(0)
+        return tasks
+
+    def take(self, index: int, term: int) -> CommandBatch:
+        batch = self.proposer.take()
+        assert batch is not None
+        self.proposer.appended(index, term)
+        return CommandBatch.FromString(batch)
+
+    def settle(self) -> None:
+        settle(self.proposer.take_outcomes())
+
+
+async def test_what_waits_shares_a_batch_and_each_gets_its_own_result() -> None:
+    bench = Bench()
+    a, b = await bench.propose(b"a", b"b")
+    assert bench.knocks == 1, "one knock for all that come before the turn"
+    batch = bench.take(5, 2)
+    assert [command.put.key for command in batch.commands] == [b"a", b"b"]
+    bench.proposer.applied(5, 2, [rpc_pb2.PutResponse(), KeyNotFoundError()])
+    bench.settle()
+    assert await a == rpc_pb2.PutResponse()
+    with pytest.raises(KeyNotFoundError):
+        await b
+    assert bench.proposer.pending == 0
+
+
+async def test_one_batch_is_uncommitted_at_most() -> None:
+    bench = Bench()
+    await bench.propose(b"a")
+    bench.take(5, 2)
+    await bench.propose(b"b")
+    assert bench.proposer.take() is None
+    bench.proposer.applied(5, 2, [None])
+    assert bench.proposer.take() is not None
+
+
+async def test_another_entry_in_its_place_means_not_applied() -> None:
+    bench = Bench()
+    (a,) = await bench.propose(b"a")
+    bench.take(5, 2)
+    bench.proposer.stand_down()
+    bench.proposer.applied(5, 3, [None])
+    bench.settle()
+    with pytest.raises(NotActiveError):
+        await a
+
+
+async def test_its_entry_committed_by_a_successor_means_applied() -> None:
+    bench = Bench()
+    (a,) = await bench.propose(b"a")
+    bench.take(5, 2)
+    bench.proposer.stand_down()
+    bench.proposer.applied(5, 2, [rpc_pb2.PutResponse()])
+    bench.settle()
+    assert await a == rpc_pb2.PutResponse()
+
+
+async def test_an_entry_nobody_decides_is_unknown() -> None:
+    bench = Bench()
+    (a,) = await bench.propose(b"a")
+    bench.take(5, 2)
+    bench.proposer.stand_down()
+    bench.clock.now += ORPHAN_S
+    bench.proposer.stand_down()
+    bench.settle()
+    with pytest.raises(OutcomeUnknownError):
+        await a
+
+
+async def test_what_never_entered_the_log_is_not_applied() -> None:
+    bench = Bench()
+    (a,) = await bench.propose(b"a")
+    bench.proposer.stand_down()
+    bench.settle()
+    with pytest.raises(NotActiveError):
+        await a
+
+
+async def test_a_late_answer_is_unknown() -> None:
+    bench = Bench()
+    (a,) = await bench.propose(b"a")
+    bench.take(5, 2)
+    bench.clock.now += Limits().request_timeout_s
+    bench.proposer.expire()
+    with pytest.raises(OutcomeUnknownError):
+        await a
+
+
+async def test_what_nobody_waits_for_is_not_proposed() -> None:
+    bench = Bench()
+    gone, late, here = (await bench.propose(b"gone", b"late", b"here"))[:3]
+    gone.cancel()
+    await asyncio.sleep(0)
+    for proposal in bench.proposer._queue:
+        if proposal.command.put.key == b"late":
+            proposal.deadline = bench.clock.now
+    batch = bench.take(5, 2)
+    assert [command.put.key for command in batch.commands] == [b"here"]
+    bench.settle()
+    with pytest.raises(NotActiveError):
+        await late
+    here.cancel()
+
+
+async def test_batches_are_bounded() -> None:
+    limits = replace(Limits(), batch_commands_max=2)
+    bench = Bench(limits)
+    tasks = await bench.propose(b"a", b"b", b"c")
+    assert len(bench.take(5, 2).commands) == 2
+    bench.proposer.applied(5, 2, [None, None])
+    assert len(bench.take(6, 2).commands) == 1
+    bench.proposer.applied(6, 2, [None])
+    bench.settle()
+    await asyncio.gather(*tasks)
+
+
+async def test_the_door_has_limits() -> None:
+    bench = Bench(replace(Limits(), pending_requests_max=1, request_bytes_max=100))
+    (a,) = await bench.propose(b"a")
+    (b,) = await bench.propose(b"b")
+    with pytest.raises(TooManyRequestsError):
+        await b
+    a.cancel()
+    await asyncio.sleep(0)
+    (c,) = await bench.propose(b"c" * 200)
+    with pytest.raises(RequestTooLargeError):
+        await c
+
+
+async def test_log_time_goes_on_from_the_newest_stamp() -> None:
+    bench = Bench(log_time_ms=7_000)
+    await bench.propose(b"a")
+    assert bench.take(5, 2).log_time_ms == 7_000
+    bench.proposer.applied(5, 2, [None])
+    bench.clock.now += 1.5
+    await bench.propose(b"b")
+    assert bench.take(6, 2).log_time_ms == 8_500
+
+
+# ---------------------------------------------------------------------- gathering
+
+
+def keys(count: int) -> list[bytes]:
+    return [b"%d" % number for number in range(count)]
+
+
+async def apply_all(bench: Bench, batch: CommandBatch, index: int) -> None:
+    bench.proposer.applied(index, 1, [rpc_pb2.PutResponse() for _ in batch.commands])
+    settle(bench.proposer.take_outcomes())
+    await asyncio.sleep(0)
+
+
+async def test_few_writers_never_wait_for_one_another() -> None:
+    bench = Bench()
+    for index in range(2, 8, 2):
+        await bench.propose(*keys(GATHER_FROM - 1))
+        await apply_all(bench, bench.take(index, 1), index)
+        await bench.propose(b"a")
+        await apply_all(bench, bench.take(index + 1, 1), index + 1)
+
+
+async def test_a_batch_is_held_back_for_those_who_were_just_answered() -> None:
+    bench = Bench()
+    await bench.propose(*keys(8))
+    first = bench.take(2, 1)
+    await bench.propose(*keys(8))
+    await apply_all(bench, first, 2)
+    assert bench.proposer.take() is None
+    await bench.propose(*keys(6))
+    assert len(bench.take(3, 1).commands) == 14
+
+
+async def test_a_new_leadership_holds_nothing_back() -> None:
+    bench = Bench()
+    await bench.propose(*keys(16))
+    await apply_all(bench, bench.take(2, 1), 2)
+    await bench.propose(b"a")
+    assert bench.proposer.take() is None
+    bench.proposer.stand_down()
+    settle(bench.proposer.take_outcomes())
+    await bench.propose(b"b")
+    assert len(bench.take(3, 2).commands) == 1

@@ -1,0 +1,126 @@
+"""Active or standby, and requests that come in between."""
+
+import asyncio
+from dataclasses import replace
+
+import pytest
+
+from kvserver.errors import CorruptClusterError, NotActiveError
+from kvserver.pipeline.limits import Limits
+from kvserver.pipeline.role import Role, RoleMachine
+from kvserver.pipeline.watchdog import STEP_S_MAX, StallMeter
+from kvserver.raft.engine import RaftStatus
+from kvserver.raft.entry import MemberId
+
+ME, OTHER = MemberId(1), MemberId(2)
+
+
+class Clock:
+    now = 100.0
+
+    def monotonic(self) -> float:
+        return self.now
+
+
+def status(leader: MemberId | None, *, active: bool = False, term: int = 1) -> RaftStatus:
+    return RaftStatus(
+        term=term, leader=leader, leading=leader == ME, active=active, established=True,
+        commit_index=1, applied_index=1, visible_index=1, last_index=1, peers={},
+    )  # fmt: skip
+
+
+def machine(limits: Limits | None = None) -> tuple[RoleMachine, list[tuple[Role, int, str]]]:
+    changes: list[tuple[Role, int, str]] = []
+    made = RoleMachine(ME, limits or Limits(), Clock(), lambda *change: changes.append(change))
+    return made, changes
+
+
+async def test_a_standby_with_a_leader_refuses_at_once() -> None:
+    role, _ = machine()
+    role.observe(status(OTHER))
+    with pytest.raises(NotActiveError):
+        await role.require_active()
+
+
+async def test_a_request_in_an_election_waits_and_is_served() -> None:
+    role, changes = machine()
+    waiting = asyncio.create_task(role.require_active())
+    await asyncio.sleep(0)
+    assert role.parked == 1
+    role.observe(status(ME))
+    await asyncio.sleep(0)
+    assert not waiting.done(), "leader, but the no-op is not applied yet"
+    role.observe(status(ME, active=True))
+    await waiting
+    assert role.parked == 0
+    assert changes == [(Role.ACTIVE, 1, "elected")]
+
+
+async def test_a_request_in_an_election_is_refused_when_another_wins() -> None:
+    role, _ = machine()
+    waiting = asyncio.create_task(role.require_active())
+    await asyncio.sleep(0)
+    role.observe(status(OTHER))
+    with pytest.raises(NotActiveError):
+        await waiting
+
+
+async def test_parking_ends() -> None:
+    role, _ = machine(replace(Limits(), parked_s=0.01))
+    with pytest.raises(NotActiveError):
+        await role.require_active()
+
+
+async def test_only_so_many_are_parked() -> None:
+    role, _ = machine(replace(Limits(), parked_requests_max=1))
+    first = asyncio.create_task(role.require_active())
+    await asyncio.sleep(0)
+    with pytest.raises(NotActiveError):
+        await role.require_active()
+    first.cancel()
+
+
+async def test_who_is_disqualified_waits_for_a_successor_and_then_says_why() -> None:
+    role, changes = machine(replace(Limits(), parked_s=0.05))
+    role.observe(status(ME, active=True))
+    role.observe(replace(status(ME, active=True), disqualified=True))
+    assert role.leads
+    waiting = asyncio.create_task(role.require_active())
+    await asyncio.sleep(0)
+    assert role.parked == 1
+    with pytest.raises(CorruptClusterError):
+        await waiting
+    role.observe(replace(status(OTHER, term=2), disqualified=True))
+    with pytest.raises(NotActiveError):
+        await role.require_active()
+    assert not role.leads
+    assert [(change[0], change[2]) for change in changes] == [
+        (Role.ACTIVE, "elected"),
+        (Role.STANDBY, "its state differs from that of others"),
+    ]
+
+
+async def test_an_obstacle_ends_service_and_its_end_brings_it_back() -> None:
+    role, changes = machine()
+    role.observe(status(ME, active=True))
+    role.obstruct("stopping")
+    with pytest.raises(NotActiveError):
+        await role.require_active()
+    role.obstruct(None)
+    await role.require_active()
+    assert [change[0] for change in changes] == [Role.ACTIVE, Role.STANDBY, Role.ACTIVE]
+
+
+def test_a_pause_of_everything_is_not_a_stall() -> None:
+    meter = StallMeter(0.0)
+    assert meter.look(0.05, 1) == 0.0
+    assert meter.look(60.0, 1) == STEP_S_MAX
+    assert meter.look(60.05, 2) == 0.0
+
+
+def test_a_stall_is_measured_in_the_watchers_own_time() -> None:
+    meter = StallMeter(0.0)
+    meter.look(0.0, 1)
+    for step in range(1, 101):
+        meter.look(step * 0.05, 1)
+    assert meter.stalled_s == pytest.approx(5.0)

@@ -1,0 +1,47 @@
+"""Only time in which the watcher itself ran counts as a stall."""
+
+import pytest
+
+from kvserver.pipeline.watchdog import STEP_S_MAX, StallMeter
+
+
+def test_progress_is_no_stall() -> None:
+    meter = StallMeter(0.0)
+    assert [meter.look(look * 0.05, progress=look) for look in range(1, 50)] == [0.0] * 49
+
+
+def test_the_first_look_is_no_stall_whatever_the_count() -> None:
+    for progress in (0, 1, 10**12):
+        assert StallMeter(0.0).look(0.05, progress) == 0.0
+
+
+def test_a_stall_adds_up_between_looks() -> None:
+    meter = StallMeter(0.0)
+    meter.look(0.0, 7)
+    for look in range(1, 101):
+        meter.look(look * 0.05, 7)
+    assert meter.stalled_s == pytest.approx(5.0)
+
+
+def test_progress_ends_a_stall_and_the_next_begins_at_nothing() -> None:
+    meter = StallMeter(0.0)
+    meter.look(0.0, 7)
+    meter.look(0.05, 7)
+    assert meter.look(0.10, 8) == 0.0
+    assert meter.look(0.15, 8) == pytest.approx(0.05)
+
+
+def test_a_pause_of_the_watcher_is_not_the_watcheds_stall() -> None:
+    """SIGSTOP, a suspended machine: both stood still."""
+    meter = StallMeter(0.0)
+    meter.look(0.05, 7)
+    assert meter.look(3_600.0, 7) == STEP_S_MAX
+    assert meter.look(7_200.0, 7) == 2 * STEP_S_MAX
+
+
+def test_looks_are_measured_one_from_the_other() -> None:
+    meter = StallMeter(100.0)
+    meter.look(100.0, 1)
+    meter.look(100.02, 1)
+    meter.look(100.03, 1)
+    assert meter.stalled_s == pytest.approx(0.03)

@@ -1,0 +1,227 @@
+"""The LMDB environment and the data directory around it."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from kvserver.errors import DataDirError, DiskError
+from kvserver.storage.datadir import DataDir
+from kvserver.storage.env import LmdbStorage
+from kvserver.storage.schema import DATABASES, KV, META
+
+
+@pytest.fixture
+def storage(tmp_path: Path) -> Iterator[LmdbStorage]:
+    opened = LmdbStorage(tmp_path)
+    yield opened
+    opened.close()
+
+
+def test_scans_are_ordered_and_half_open(storage: LmdbStorage) -> None:
+    storage.writer().put_many(KV, [(key, key * 2) for key in (b"b", b"a", b"d", b"c")])
+    storage.commit()
+    with storage.read() as txn:
+        assert list(txn.scan(KV)) == [(key, key * 2) for key in (b"a", b"b", b"c", b"d")]
+        assert list(txn.keys(KV, b"b", b"d")) == [b"b", b"c"]
+        assert list(txn.keys(KV, b"bb")) == [b"c", b"d"]
+        assert [key for key, _ in txn.scan(KV, b"b", b"d", reverse=True)] == [b"c", b"b"]
+        assert [key for key, _ in txn.scan(KV, b"a", b"zz", reverse=True)] == list(
+            reversed([b"a", b"b", b"c", b"d"])
+        )
+        assert list(txn.keys(KV, b"x")) == []
+
+
+def test_the_writer_sees_its_changes_and_readers_the_last_commit(storage: LmdbStorage) -> None:
+    storage.writer().put(KV, b"a", b"1")
+    assert storage.writer().get(KV, b"a") == b"1"
+    with storage.read() as txn:
+        assert txn.get(KV, b"a") is None
+    assert storage.commit()
+    assert not storage.commit()
+    with storage.read() as txn:
+        storage.writer().put(KV, b"a", b"2")
+        storage.commit()
+        assert txn.get(KV, b"a") == b"1"
+
+
+def test_all_databases_change_together_or_not_at_all(tmp_path: Path) -> None:
+    script = f"""
+import os
+from pathlib import Path
+from kvserver.storage.env import LmdbStorage
+from kvserver.storage.schema import DATABASES
+storage = LmdbStorage(Path({str(tmp_path)!r}))
+for db in DATABASES:
+    storage.writer().put(db, b"k", b"committed")
+storage.commit()
+for db in DATABASES:
+    storage.writer().put(db, b"k", b"open")
+os._exit(0)
+"""
+    subprocess.run([sys.executable, "-c", script], check=True, timeout=60)
+    storage = LmdbStorage(tmp_path)
+    with storage.read() as txn:
+        assert {txn.get(db, b"k") for db in DATABASES} == {b"committed"}
+    storage.close()
+
+
+def test_a_cut_off_file_is_noticed_at_open(tmp_path: Path) -> None:
+    storage = LmdbStorage(tmp_path)
+    storage.writer().put_many(KV, [(b"%d" % i, b"x" * 500) for i in range(500)])
+    storage.commit()
+    storage.close()
+    os.truncate(tmp_path / "data.mdb", 40_960)
+    with pytest.raises(DataDirError, match="cut off"):
+        LmdbStorage(tmp_path)
+
+
+def test_a_foreign_file_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "data.mdb").write_bytes(b"not a database" * 1000)
+    with pytest.raises(DataDirError, match="can't be opened"):
+        LmdbStorage(tmp_path)
+
+
+def test_another_format_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    LmdbStorage(tmp_path).close()
+    monkeypatch.setattr("kvserver.storage.env.FORMAT_VERSION", 99)
+    with pytest.raises(DataDirError, match="start the version that wrote it"):
+        LmdbStorage(tmp_path)
+
+
+def test_a_key_the_engine_refuses_is_a_disk_error_not_a_crash(storage: LmdbStorage) -> None:
+    with pytest.raises(DiskError):
+        storage.writer().put(META, b"x" * 600, b"")
+
+
+def test_size_grows_with_what_is_stored(storage: LmdbStorage) -> None:
+    before = storage.size()
+    storage.writer().put_many(KV, [(b"%d" % i, b"x" * 1000) for i in range(1000)])
+    storage.commit()
+    after = storage.size()
+    assert after[0] > before[0]
+    assert after[1] - before[1] >= 1_000_000
+
+
+# ---------------------------------------------------------------------------- the log beside it
+
+
+def log_segment(folder: Path) -> Path:
+    (found,) = folder.glob("journal-*/*")
+    return found
+
+
+def with_log(folder: Path) -> LmdbStorage:
+    storage = LmdbStorage(folder)
+    storage.begin_log(b"state", [(b"one", 1, 0)])
+    storage.commit()
+    return storage
+
+
+def test_a_log_belongs_to_the_state_from_the_commit_on(tmp_path: Path) -> None:
+    storage = with_log(tmp_path)
+    assert (storage.log.last_index, storage.log.state) == (1, b"state")
+    storage.writer().put(META, b"a", b"1")
+    storage.begin_log(b"other", [(b"seven", 7, 3)])
+    storage.close()  # a crash before the commit
+    storage = LmdbStorage(tmp_path)
+    assert storage.log.last_index == 1
+    storage.writer().put(META, b"a", b"1")
+    storage.begin_log(b"other", [(b"seven", 7, 3)])
+    storage.commit()
+    assert (storage.log.last_index, storage.log.state) == (7, b"other")
+    storage.close()
+    storage = LmdbStorage(tmp_path)
+    assert storage.log.read(7) == (b"seven", 7, 3)
+    assert log_segment(tmp_path).parent == storage.log.folder
+    storage.close()
+
+
+def test_a_commit_names_what_of_the_log_is_on_disk(tmp_path: Path) -> None:
+    """A damaged end of the log is a torn one only as long as no commit says otherwise."""
+    storage = with_log(tmp_path)
+    storage.log.append((b"two", 2, 1))
+    storage.log.sync(b"voted")
+    end = storage.log._segments[-1].end
+    sound = log_segment(tmp_path).read_bytes()
+    hurt = sound[: end - 1] + b"?" + sound[end:]
+    storage.close()
+    log_segment(tmp_path).write_bytes(hurt)
+    storage = LmdbStorage(tmp_path)
+    assert storage.log.state == b"state"
+    log_segment(tmp_path).write_bytes(sound)
+    storage.close()
+    storage = LmdbStorage(tmp_path)
+    assert storage.log.state == b"voted"
+    assert storage.commit(), "nothing but the name has changed"
+    assert not storage.commit()
+    storage.close()
+    log_segment(tmp_path).write_bytes(hurt)
+    storage = LmdbStorage(tmp_path)
+    with pytest.raises(DataDirError, match="ends before what was on disk"):
+        storage.log.check()
+    storage.close()
+
+
+def test_a_lost_log_is_noticed(tmp_path: Path) -> None:
+    with_log(tmp_path).close()
+    log_segment(tmp_path).unlink()
+    storage = LmdbStorage(tmp_path)
+    with pytest.raises(DataDirError, match="the log is missing"):
+        storage.log.check()
+    storage.close()
+
+
+def test_a_commit_the_machine_forgot_is_the_newest_one(tmp_path: Path) -> None:
+    """Its root page was not flushed: what is left is sound, and the one before."""
+    storage = with_log(tmp_path)
+    page, roots = os.sysconf("SC_PAGE_SIZE"), b""
+    for number in range(4):
+        roots = (tmp_path / "data.mdb").read_bytes()[: 2 * page]
+        storage.writer().put(META, b"a", b"%d" % number)
+        storage.commit()
+    storage.close()
+    with (tmp_path / "data.mdb").open("r+b") as file:
+        file.write(roots)
+    storage = LmdbStorage(tmp_path)
+    with storage.read() as txn:
+        assert txn.get(META, b"a") == b"2"
+    storage.close()
+
+
+def test_a_data_directory_has_one_owner(tmp_path: Path) -> None:
+    with DataDir(tmp_path / "d") as owner:
+        assert owner.environment().is_dir()
+        with pytest.raises(DataDirError, match="in use by another process"):
+            DataDir(tmp_path / "d")
+    DataDir(tmp_path / "d").close()
+
+
+def test_a_foreign_directory_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "photo.jpg").write_bytes(b"")
+    with pytest.raises(DataDirError, match=r"photo\.jpg"):
+        DataDir(tmp_path)
+
+
+def test_a_first_start_that_was_cut_short_is_finished(tmp_path: Path) -> None:
+    with DataDir(tmp_path) as owner:
+        folder = owner.environment()
+    (tmp_path / "CURRENT").unlink()
+    with DataDir(tmp_path) as owner:
+        assert owner.environment() == folder
+
+
+def test_a_directory_without_its_environment_is_refused(tmp_path: Path) -> None:
+    with DataDir(tmp_path) as owner:
+        owner.environment().rmdir()
+        with pytest.raises(DataDirError, match="not there"):
+            owner.environment()
+
+
+def test_a_file_in_place_of_the_directory_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(DataDirError, match="--data-dir"):
+        DataDir(tmp_path / "file")
