@@ -282,13 +282,13 @@ class GuardedRaft(Voter):
             self.next_indexes[node] = match + 1
         self.heartbeat_due = 0.0  # tell it at once who leads
 
-    def disconnected(self, member: MemberId) -> None:
-        """A connection to a peer broke."""
+    def disconnected(self, member: MemberId, *, replaced: bool = False) -> None:
+        """A connection to a peer broke; if it is `replaced`, the peer has just said hello anew."""
         self.enter()
         self._present.discard(member)
         node = self._nodes.get(member) or Node(member)
         self.library_disconnected(node)
-        if node != self.leader_node or self.leading:
+        if node != self.leader_node or self.leading or replaced:
             return
         self._campaign.leader_gone()
         if not self._voting:

@@ -58,6 +58,8 @@ class Disconnected:
     """The connection to a peer is gone."""
 
     member: MemberId
+    replaced: bool = False
+    """By a newer one, which is up: what was on its way is lost, the peer is not."""
 
 
 @dataclass(frozen=True)
@@ -304,12 +306,12 @@ class RaftEngine:
                         self._receive(member, message)
                 case Connected(member, hello):
                     self._meet(member, hello)
-                case Disconnected(member):
+                case Disconnected(member, replaced):
                     self._hellos.pop(member, None)  # it may have been removed
                     self._peers = {peer: said.attributes for peer, said in self._hellos.items()}
                     self._sender.connection_lost(member)
                     if self._identity.established:
-                        self._raft.disconnected(member)
+                        self._raft.disconnected(member, replaced=replaced)
 
     def _receive(self, member: MemberId, message: PeerMessage) -> None:
         match message.WhichOneof("message"):

@@ -235,7 +235,7 @@ class PeerTransport:
             return
         if old is not None:
             old.drop("replaced by a newer connection")
-            self._gone(old, member)
+            self._gone(old, member, replaced=True)
         self._connections[member] = connection
         self.links.on_event("peer.up", peer=self.name(member))
         self.links.post(Connected(member, hello))
@@ -261,12 +261,14 @@ class PeerTransport:
         if connection.dialled is not None and connection.dialled in self._lost:
             self._lost[connection.dialled].set()
 
-    def _gone(self, connection: "PeerConnection", member: MemberId) -> None:
+    def _gone(
+        self, connection: "PeerConnection", member: MemberId, *, replaced: bool = False
+    ) -> None:
         del self._connections[member]
         self.links.on_event(
             "peer.down", peer=self.name(member), reason=connection.reason or "closed by peer"
         )
-        self.links.post(Disconnected(member))
+        self.links.post(Disconnected(member, replaced))
         self.links.wake()
 
 

@@ -57,7 +57,7 @@ MASKS = (
     (re.compile(r'remaining\(\d+s\)|"ttl":4\d\d'), "REMAINING"),
 )
 MOVING_ON = "retrying of unary invoker failed"
-KEYS = re.compile(r'(?<="keys":\[)[^]]+')
+KEYS = re.compile(r'(?<="keys":\[)[^]]+|(?<=attached keys\(\[)[^]]+')
 """Of a lease: in no order on etcd."""
 
 SAID_S_MAX = 20.0
@@ -72,7 +72,7 @@ def etcd(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Etcd]:
 def masked(text: str) -> list[str]:
     for pattern, replacement in MASKS:
         text = pattern.sub(replacement, text)
-    text = KEYS.sub(lambda keys: ",".join(sorted(keys[0].split(","))), text)
+    text = KEYS.sub(lambda keys: " ".join(sorted(re.split("[, ]", keys[0]))), text)
     return [line for line in text.splitlines() if MOVING_ON not in line]
 
 

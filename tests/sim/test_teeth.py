@@ -208,7 +208,9 @@ def terms_of_a_guest() -> float:
 
 
 def silence_only(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(GuardedRaft, "disconnected", lambda self, member: self._present.discard(member))
+    patch.setattr(
+        GuardedRaft, "disconnected", lambda self, member, **_: self._present.discard(member)
+    )
 
 
 def seconds_to_succeed() -> float:

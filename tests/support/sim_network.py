@@ -179,12 +179,12 @@ class Network:
             self.stale.add((other, member))
             self._gone.append((self.clock.now + self.link(member, other).delay_s, other, member))
 
-    def _tell_gone(self, member: MemberId, gone: MemberId) -> None:
+    def _tell_gone(self, member: MemberId, gone: MemberId, *, replaced: bool = False) -> None:
         self.stale.discard((member, gone))
         if (member, gone) in self.believed:
             self.believed.discard((member, gone))
             if member in self.nodes:
-                self.nodes[member].engine.post(Disconnected(gone))
+                self.nodes[member].engine.post(Disconnected(gone, replaced))
                 self.nodes[member].due = 0.0
 
     def block(self, one: MemberId, other: MemberId) -> None:
@@ -228,7 +228,7 @@ class Network:
                 self.disconnect(source, target)
                 return
             if (target, source) in self.stale:
-                self._tell_gone(target, source)
+                self._tell_gone(target, source, replaced=True)
             self.believed.add((target, source))
             node.engine.post(Connected(source, message.hello))
         else:

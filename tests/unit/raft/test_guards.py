@@ -8,7 +8,7 @@ from support.simulation import Cluster, SimNode
 from kvpb import raft_pb2
 from kvpb.raft_pb2 import AppendEntries, AppendReply, PeerMessage, RequestVote
 from kvserver.errors import DiskError
-from kvserver.raft.engine import EFFECTS_HELD_S, Received
+from kvserver.raft.engine import EFFECTS_HELD_S, Connected, Disconnected, Received
 from kvserver.raft.entry import NO_OP, REGULAR, MemberId
 from kvserver.raft.journal import SafetyError
 
@@ -348,6 +348,24 @@ def test_a_broken_connection_to_a_living_leader_changes_nothing(born: Cluster) -
     for standby in list(born.standbys()):
         born.disconnect(active.me, standby.me)
         born.run(0.5)
+    assert born.active() is active
+    assert active.status.term == 1
+
+
+def test_a_leader_that_has_just_said_hello_anew_is_not_gone(born: Cluster) -> None:
+    """Else two standbys stand, each for a broken connection, and elect one of themselves."""
+    active = born.elect()
+    born.run(0.5)
+    one, other = born.peers_of(active.me)
+    hello = Connected(active.me, active.engine.hello(active.attributes))
+    born.block(active.me, other)
+    for event in (Disconnected(active.me, replaced=True), hello):
+        born.nodes[one].engine.post(event)
+    born.nodes[one].due = 0.0
+    born.hold(active.me, one)
+    born.run(0.1)
+    born.heal()
+    born.run(0.5)
     assert born.active() is active
     assert active.status.term == 1
 

@@ -129,6 +129,7 @@ async def test_a_broken_connection_is_told_and_redialled(ends: tuple[End, End]) 
     await two.until(Connected, 2)
     kinds = [type(event) for event in one.events]
     assert kinds == [Connected, Disconnected, Connected]
+    assert one.events[1] == Disconnected(TWO, replaced=False)
 
 
 async def test_a_stranger_that_talks_garbage_is_dropped(ends: tuple[End, End]) -> None:
@@ -245,6 +246,20 @@ async def test_of_two_connections_made_at_once_one_stays(
             end.transport.believe(connection, other, Hello(protocol=1, member_id=other))
         assert end.transport._connections[other] is dialled[me, ONE], "who is lower dials"
         del end.transport._connections[other]
+
+
+async def test_a_connection_that_a_newer_one_replaces_is_no_loss_of_the_peer(
+    ends: tuple[End, End],
+) -> None:
+    one, _ = ends
+    one.transport._connections[TWO].believed_at -= transports.STABLE_S
+    newer = transports.PeerConnection(one.transport, dialled=TWO)
+    newer.member = TWO
+    one.transport.believe(newer, TWO, Hello(protocol=1, member_id=TWO))
+    _, gone, again = one.events
+    assert gone == Disconnected(TWO, replaced=True)
+    assert isinstance(again, Connected)
+    del one.transport._connections[TWO]
 
 
 async def test_strangers_are_few_and_keep_no_member_out(
