@@ -1,7 +1,7 @@
 """Connections between simulated nodes: in order, broken, held up, dropped when silent."""
 
 import random
-from collections import Counter, deque
+from collections import Counter, defaultdict, deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Protocol
@@ -74,7 +74,7 @@ class Network:
         self.stale: set[tuple[MemberId, MemberId]] = set()
         """(a, b): a believes in a connection that b has ended."""
         self.paused: dict[MemberId, float] = {}
-        self.sent: Counter[str] = Counter()
+        self.sent_by: defaultdict[MemberId, Counter[str]] = defaultdict(Counter)
         self.observer = Observer()
         self.trace: Callable[[str], None] | None = None
         self.trace_messages = False
@@ -83,6 +83,11 @@ class Network:
         self._heard: dict[tuple[MemberId, MemberId], float] = {}
         self._pulse_at = self.clock.now
         self._redial_at = 0.0
+
+    @property
+    def sent(self) -> Counter[str]:
+        """How many messages of each kind all have sent."""
+        return sum(self.sent_by.values(), Counter())
 
     def tell(self, who: str, what: str) -> None:
         """One line of the story."""
@@ -108,10 +113,11 @@ class Network:
         link = self.link(source, target)
         link.queue.append((self.clock.now + link.delay_s, message.SerializeToString()))
         kind = message.WhichOneof("message") or ""
-        self.sent[kind] += 1
+        sent = self.sent_by[source]
+        sent[kind] += 1
         if kind == "append_entries":
-            self.sent["entries"] += len(message.append_entries.entries)
-            self.sent["appends"] += bool(message.append_entries.entries)
+            sent["entries"] += len(message.append_entries.entries)
+            sent["appends"] += bool(message.append_entries.entries)
         if self.trace_messages:
             told = " ".join(str(getattr(message, kind)).split())[:150]
             self.tell(self.name_of(source), f"-> {self.name_of(target)} {kind} {told}")
