@@ -26,7 +26,7 @@ from kvbench.demo import run_demo
 from kvbench.failover import Failover, Fault, Options
 from kvbench.failover_report import failover_document, print_failover, round_line
 from kvbench.flavor import FLAVORS, KVSERVER, Flavor
-from kvbench.load import Plan, load_document, measure, print_load, run_line
+from kvbench.load import CALLS, Plan, load_document, measure, print_load, run_line
 from kvbench.report import facts, machine, print_verdict, save_json
 from kvbench.scale import Scale
 from kvbench.soak import Soak
@@ -65,6 +65,7 @@ _LOAD_EXAMPLES: Final = """
 \b
 Examples:
   kvbench load
+  kvbench load --call get
   kvbench load --flavor kvserver --clients 256 --seconds 10
   kvbench load --requests 20000 --repeats 5 --json load.json --plot load.png
 """
@@ -283,7 +284,14 @@ async def _scale(keys: int, value_bytes: int, seconds: float) -> int:
     return BROKEN if result.broken else OK
 
 
-@main.command(epilog=_LOAD_EXAMPLES, short_help="Puts per second, servers side by side.")
+@main.command(epilog=_LOAD_EXAMPLES, short_help="Puts or gets per second, servers side by side.")
+@click.option(
+    "--call",
+    default="put",
+    show_default=True,
+    type=click.Choice(sorted(CALLS)),
+    help="What the clients do; gets are linearizable.",
+)
 @click.option(
     "--flavor",
     default="kvserver,etcd",
@@ -307,7 +315,7 @@ async def _scale(keys: int, value_bytes: int, seconds: float) -> int:
 @click.option(
     "--requests",
     type=click.IntRange(1, 100_000_000),
-    help="Puts of each run, instead of --seconds.",
+    help="Calls of each run, instead of --seconds.",
 )
 @click.option(
     "--repeats",
@@ -326,16 +334,18 @@ async def _scale(keys: int, value_bytes: int, seconds: float) -> int:
 @json_option
 @plot_option
 def load(  # noqa: PLR0913 - one for each option
-    *, flavor: str, clients: int, seconds: float, requests: int | None, repeats: int, nodes: int,
-    json_file: Path | None, plot_file: Path | None,
+    *, call: str, flavor: str, clients: int, seconds: float, requests: int | None, repeats: int,
+    nodes: int, json_file: Path | None, plot_file: Path | None,
 ) -> None:  # fmt: skip
-    """Puts per second and their latency, with one client and with many, servers side by side.
+    """Puts or gets per second and their latency, of one client and of many, servers side by side.
 
     The load generator is h2load (package nghttp2-client). Each of its clients is a connection that
-    sends the next put when the last one is answered. All put the same key with the same value:
-    h2load can send one body only. Whether the puts really happened is checked by the revision.
+    sends the next call when the last one is answered. All put, or get, the same key: h2load can
+    send one body only. Whether the calls really happened is checked by the revision, or by the
+    length of the answers.
     """
     plan = Plan(
+        call=call,
         flavors=flavors_of(flavor),
         clients=[1] if clients == 1 else [1, clients],
         seconds=seconds, requests=requests, repeats=repeats, nodes=nodes,

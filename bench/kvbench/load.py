@@ -1,8 +1,9 @@
-"""Unary puts per second and their latency, flavors in turn on the same machine.
+"""Unary puts or gets per second and their latency, flavors in turn on the same machine.
 
-What is measured is the server: every client is a connection of a native load generator that puts
-the same key again as soon as the last put is answered. It is a closed loop, so a slow server is
-asked less often, and latencies say nothing about a server that is asked more than it can do.
+What is measured is the server: every client is a connection of a native load generator that puts,
+or gets, the same key again as soon as the last call is answered. It is a closed loop, so a slow
+server is asked less often, and latencies say nothing about a server that is asked more than it can
+do.
 """
 
 import asyncio
@@ -11,6 +12,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Final
 
+import grpc
 from rich import box
 from rich.console import Console
 from rich.table import Table
@@ -18,7 +20,7 @@ from rich.table import Table
 from kvbench import clock
 from kvbench.cluster import Cluster
 from kvbench.flavor import Flavor
-from kvbench.h2load import Amount, program, put_load
+from kvbench.h2load import FRAME_HEAD_BYTES, Amount, Call, program, send
 from kvbench.report import (
     Distribution,
     distribution,
@@ -29,8 +31,17 @@ from kvbench.report import (
     shown_version,
 )
 from kvclient import AsyncClient
+from kvpb.rpc_pb2 import PutRequest, RangeRequest, RangeResponse
+from kvpb.rpc_pb2_grpc import KVStub
 
-PUT: Final = ("load/ferry", "A ferry goes every twenty minutes, except when the fog is thick. " * 2)
+KEY: Final = "load/ferry"
+VALUE: Final = "A ferry goes every twenty minutes, except when the fog is thick. " * 2
+READ: Final = RangeRequest(key=KEY.encode())
+PUT: Final = Call("/etcdserverpb.KV/Put", PutRequest(key=KEY.encode(), value=VALUE.encode()))
+GET: Final = Call("/etcdserverpb.KV/Range", READ)
+CALLS: Final = {"put": PUT, "get": GET}
+"""What may be measured. A get is linearizable, as it is by default."""
+
 CALL_S_MAX: Final = 10.0
 WARM_UP_S: Final = 1.0
 SETTLE_S: Final = 0.1
@@ -40,6 +51,8 @@ SETTLE_S: Final = 0.1
 class Plan:
     """What to run: each flavor `repeats` times, in turn, on a new cluster each time."""
 
+    call: str
+    """One of `CALLS`."""
     flavors: Sequence[Flavor]
     clients: Sequence[int]
     """Numbers of concurrent clients, one after the other on each cluster."""
@@ -53,6 +66,7 @@ class Plan:
 class Run:
     """One flavor with one number of clients, once."""
 
+    call: str
     flavor: str
     server_version: str
     clients: int
@@ -60,20 +74,21 @@ class Run:
     started: int
     succeeded: int
     failed: int
-    applied: int
-    """By how much the store's revision rose: puts that really happened."""
+    proven: int
+    """Calls that really happened: by so much the store's revision rose; or so many whole replies
+    with the key in them are in the bytes of all answers."""
     seconds: float
     latency: Distribution | None
 
     @property
     def per_second(self) -> float:
-        """Answered puts."""
+        """Answered calls."""
         return self.succeeded / self.seconds
 
     @property
     def honest(self) -> bool:
-        """Whether every answer was a put that happened; some may have had their answer cut off."""
-        return not self.failed and self.succeeded <= self.applied <= self.started
+        """Whether every answer was a call that happened; some may have had their answer cut off."""
+        return not self.failed and self.succeeded <= self.proven <= self.started
 
 
 @dataclass(frozen=True)
@@ -105,12 +120,16 @@ async def _run(plan: Plan, cluster: Cluster, clients: int, repeat: int) -> Run:
     active = await cluster.active()
     status = await cluster.control.status(active.client)
     amount = Amount(clients, plan.seconds, plan.requests)
-    await put_load(Amount(clients, WARM_UP_S), active.client, PUT, cluster.folder)
+    call = CALLS[plan.call]
     async with cluster.connect(CALL_S_MAX) as client:
+        await client.put(KEY, VALUE)
+        await send(call, Amount(clients, WARM_UP_S), active.client, cluster.folder)
         before = await settled_revision(client)
-        answers = await put_load(amount, active.client, PUT, cluster.folder)
+        reply_bytes = await bytes_of_a_get(active.client)
+        answers = await send(call, amount, active.client, cluster.folder)
         applied = await settled_revision(client) - before
     return Run(
+        call=plan.call,
         flavor=cluster.flavor.name,
         server_version=status.version,
         clients=clients,
@@ -118,7 +137,7 @@ async def _run(plan: Plan, cluster: Cluster, clients: int, repeat: int) -> Run:
         started=answers.started,
         succeeded=answers.succeeded,
         failed=answers.failed,
-        applied=applied,
+        proven=applied if call is PUT else answers.data_bytes // reply_bytes,
         seconds=answers.seconds,
         latency=distribution(answers.latencies_s),
     )
@@ -129,11 +148,18 @@ async def settled_revision(client: AsyncClient) -> int:
     deadline = clock.monotonic() + CALL_S_MAX
     found = -1
     while clock.monotonic() < deadline:
-        before, found = found, (await client.range(PUT[0], count_only=True)).revision
+        before, found = found, (await client.range(KEY, count_only=True)).revision
         if found == before:
             break
         await asyncio.sleep(SETTLE_S)
     return found
+
+
+async def bytes_of_a_get(address: str) -> int:
+    """How long the body of every answer to `GET` is while nothing is written."""
+    async with grpc.aio.insecure_channel(address) as channel:
+        reply: RangeResponse = await KVStub(channel).Range(READ, timeout=CALL_S_MAX)
+    return FRAME_HEAD_BYTES + reply.ByteSize()
 
 
 # ---------------------------------------------------------------------- what is shown
@@ -160,7 +186,7 @@ def summaries(runs: Sequence[Run]) -> list[Summary]:
 
 
 def ratios(found: Sequence[Summary], ours: str, theirs: str) -> dict[int, float]:
-    """Puts per second of one flavor divided by the other's, by number of clients."""
+    """Calls per second of one flavor divided by the other's, by number of clients."""
     per_second = {(each.flavor, each.clients): each.per_second for each in found}
     return {
         clients: figure / per_second[theirs, clients]
@@ -172,8 +198,8 @@ def ratios(found: Sequence[Summary], ours: str, theirs: str) -> dict[int, float]
 def run_line(run: Run) -> str:
     """One run in a line."""
     return (
-        f"{run.flavor}, {_clients(run.clients)}, repeat {run.repeat}: {run.per_second:.0f} puts/s"
-        + ("" if run.honest else f", BUT {_doubt(run)}")
+        f"{run.flavor}, {_clients(run.clients)}, repeat {run.repeat}: "
+        f"{run.per_second:.0f} {run.call}s/s" + ("" if run.honest else f", BUT {_doubt(run)}")
     )
 
 
@@ -184,7 +210,7 @@ def _clients(count: int) -> str:
 def _doubt(run: Run) -> str:
     return (
         f"{run.succeeded} answers of status 200, {run.failed} of others, "
-        f"and {run.applied} puts applied of {run.started} sent"
+        f"and {run.proven} {run.call}s that happened of {run.started} sent"
     )
 
 
@@ -196,13 +222,14 @@ def print_load(
     servers = ", ".join(f"{name} {shown_version(version)}" for name, version in versions.items())
     length = f"{plan.requests} requests" if plan.requests is not None else f"{plan.seconds:g} s"
     console.print(
-        f"\n[bold]Unary puts[/] of one key ({len(PUT[1])} bytes), h2load to the active; {servers}; "
-        f"{plan.nodes} nodes, {length} each, medians of {plan.repeats} interleaved repeats"
+        f"\n[bold]Unary {plan.call}s[/] of one key ({len(VALUE)} bytes), h2load to the active; "
+        f"{servers}; {plan.nodes} nodes, {length} each, "
+        f"medians of {plan.repeats} interleaved repeats"
     )
     console.print(facts(machine), style="dim")
     found = summaries(runs)
     table = Table(box=box.SIMPLE_HEAD)
-    for column in ("server", "clients", "puts/s", "median ms", "p99 ms"):
+    for column in ("server", "clients", f"{plan.call}s/s", "median ms", "p99 ms"):
         table.add_column(column, justify="left" if column == "server" else "right")
     for each in found:
         times = (ms(each.latency_median_s), ms(each.latency_p99_s))
@@ -233,6 +260,7 @@ def load_document(
         "benchmark": "load",
         "machine": machine,
         "options": {
+            "call": plan.call,
             "flavors": [flavor.name for flavor in plan.flavors],
             "clients": plan.clients,
             "seconds": plan.seconds,

@@ -150,14 +150,17 @@ def load_figure(plan: Plan, runs: Sequence[Run], machine: Mapping[str, object]) 
             names = f"{plan.flavors[0].name} / {plan.flavors[1].name}"
             title += f":  {names} = {ratios[clients]:.2f}"
         throughput.set_title(title, fontsize=10, color=INK, loc="left", pad=10)
-    grid[0][0].set_ylabel("puts per second", color=INK)
+    grid[0][0].set_ylabel(f"{plan.call}s per second", color=INK)
     grid[1][0].set_ylabel("milliseconds", color=INK)
     versions = {run.flavor: shown_version(run.server_version) for run in runs}
     length = f"{plan.requests:,} requests" if plan.requests is not None else f"{plan.seconds:g} s"
-    doubt = "" if all(run.honest for run in runs) else " NOT EVERY ANSWER WAS A PUT."
+    doubt = (
+        "" if all(run.honest for run in runs) else f" NOT EVERY ANSWER WAS A {plan.call.upper()}."
+    )
     _title(
         figure,
-        "Unary puts: " + ", ".join(f"{name} {version}" for name, version in versions.items()),
+        f"Unary {plan.call}s: "
+        + ", ".join(f"{name} {version}" for name, version in versions.items()),
         f"{plan.nodes} nodes, {length} each, medians of {plan.repeats} interleaved repeats "
         f"(dots: each of them). Latency: bar to the median, whisker to p99.{doubt}",
     )

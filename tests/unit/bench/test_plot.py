@@ -100,13 +100,13 @@ def test_any_number_of_rounds(count: int, tmp_path: Path) -> None:
 
 def run(flavor: str, clients: int, per_second: int) -> Run:
     return Run(
-        flavor, "1", clients, 1, started=per_second, succeeded=per_second, failed=0,
-        applied=per_second, seconds=1.0, latency=distribution([0.001, 0.002, 0.003]),
+        "put", flavor, "1", clients, 1, started=per_second, succeeded=per_second, failed=0,
+        proven=per_second, seconds=1.0, latency=distribution([0.001, 0.002, 0.003]),
     )  # fmt: skip
 
 
 def test_load_shows_medians_and_ratios(tmp_path: Path) -> None:
-    plan = Plan([KVSERVER, ETCD], [1, 64], 1.0, None, 1, 3)
+    plan = Plan("put", [KVSERVER, ETCD], [1, 64], 1.0, None, 1, 3)
     runs = [
         run("kvserver", 1, 100), run("etcd", 1, 400), run("kvserver", 64, 900), run("etcd", 64, 600)
     ]  # fmt: skip
@@ -123,7 +123,7 @@ def test_load_shows_medians_and_ratios(tmp_path: Path) -> None:
 
 
 def test_load_of_one_server_has_no_ratio_and_tells_of_doubt() -> None:
-    plan = Plan([KVSERVER], [1], 1.0, 100, 1, 1)
-    figure = load_figure(plan, [replace(run("kvserver", 1, 100), applied=99)], MACHINE)
+    plan = Plan("put", [KVSERVER], [1], 1.0, 100, 1, 1)
+    figure = load_figure(plan, [replace(run("kvserver", 1, 100), proven=99)], MACHINE)
     assert figure.axes[0].get_title("left") == "1 client"
     assert "NOT EVERY ANSWER WAS A PUT" in words(figure)
