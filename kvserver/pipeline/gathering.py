@@ -2,7 +2,8 @@
 
 A log entry, or a read round, costs every node far more than each write or read in it, and it takes
 the active the time in which the next requests would be read. Whoever was just answered will soon
-ask again: while many do, the next batch waits for most of them. Few never wait.
+ask again: while many do, the next batch waits for most of them. Few wait only now and then, to see
+whether they are more.
 
 `came` and `answered` belong to the main thread; `holds`, `taken` and `forget` to the raft thread.
 """
@@ -28,6 +29,14 @@ GATHER_S: Final = 0.02
 IDLE_S: Final = 0.004
 """Once nothing new was read for so long, noticed within twice that, nobody is waited for: who has
 not sent by then may take any time."""
+
+
+PROBE_FROM: Final = 2
+"""Callers at a time from which on there may be more than are seen: batches that end soon take from
+the main thread the time in which it would read what the others have sent."""
+
+PROBE_PAUSE_S: Final = (0.25, 4.0)
+"""After one that found too few: at first, and at most, as each of them doubles it."""
 
 
 class Gathering:
@@ -56,6 +65,10 @@ class Gathering:
         """When it is held back no longer."""
         self._holding = False
         """What waits is held back: who ends that has to knock."""
+        self._probing = False
+        """More are wanted than are known, to see whether they are there."""
+        self._probe_at = 0.0
+        self._pause_s, self._pause_s_max = PROBE_PAUSE_S
         self._came = 0
         self._idle = True
         """Nothing new was read for a moment. Invariant: until it is set, a call of `_look` is under
@@ -89,7 +102,13 @@ class Gathering:
 
     def answered(self, callers: int) -> None:
         """A batch has ended, or will in this turn; so many were in it, or wait already."""
-        self._wanted = min(int(callers * GATHER_PART), GATHER_MAX) if callers >= GATHER_FROM else 0
+        may_be_more = PROBE_FROM <= callers < GATHER_MAX
+        self._probing = may_be_more and self._clock.monotonic() >= self._probe_at
+        if self._probing:
+            wanted = 2 * callers
+        else:
+            wanted = int(callers * GATHER_PART) if callers >= GATHER_FROM else 0
+        self._wanted = min(wanted, GATHER_MAX)
 
     def holds(self) -> bool:
         """Whether what waits is left where it is; then somebody will knock."""
@@ -98,7 +117,17 @@ class Gathering:
             if len(self._waiting) < self._wanted and not self._idle:
                 return True
         self._holding = self._knocked = False
+        if self._waiting and self._probing:
+            self._probed(found=len(self._waiting) >= self._wanted)
         return False
+
+    def _probed(self, *, found: bool) -> None:
+        self._probing = False
+        if found:
+            self._pause_s, _ = PROBE_PAUSE_S
+        else:
+            self._probe_at = self._clock.monotonic() + self._pause_s
+            self._pause_s = min(2 * self._pause_s, self._pause_s_max)
 
     def taken(self) -> None:
         """A batch goes."""
@@ -107,5 +136,5 @@ class Gathering:
 
     def forget(self) -> None:
         """Nothing waits here any more."""
-        self._holding = self._knocked = False
+        self._holding = self._knocked = self._probing = False
         self._wanted = 0

@@ -6,7 +6,13 @@ from collections import deque
 import pytest
 
 from kvserver.pipeline import gathering
-from kvserver.pipeline.gathering import GATHER_FROM, GATHER_MAX, GATHER_S, Gathering
+from kvserver.pipeline.gathering import (
+    GATHER_FROM,
+    GATHER_MAX,
+    GATHER_S,
+    PROBE_PAUSE_S,
+    Gathering,
+)
 
 
 class Clock:
@@ -58,6 +64,15 @@ def _never_idle(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(gathering, "IDLE_S", 3600.0)
 
 
+@pytest.fixture
+def _no_probes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gathering, "PROBE_FROM", GATHER_MAX)
+
+
+no_probes = pytest.mark.usefixtures("_no_probes")
+
+
+@no_probes
 async def test_the_first_one_knocks() -> None:
     bench = Bench()
     assert bench.come(3) == 1
@@ -65,6 +80,7 @@ async def test_the_first_one_knocks() -> None:
     assert bench.come(1) == 1
 
 
+@no_probes
 async def test_few_are_never_held_back() -> None:
     bench = Bench()
     for _ in range(3):
@@ -72,6 +88,7 @@ async def test_few_are_never_held_back() -> None:
         bench.batch(1)
 
 
+@no_probes
 async def test_the_last_one_wanted_knocks() -> None:
     bench = Bench()
     bench.batch(16)
@@ -81,6 +98,7 @@ async def test_the_last_one_wanted_knocks() -> None:
     assert bench.take() == 14
 
 
+@no_probes
 async def test_enough_are_not_held_back() -> None:
     bench = Bench()
     bench.batch(16)
@@ -88,6 +106,7 @@ async def test_enough_are_not_held_back() -> None:
     assert bench.take() == 14
 
 
+@no_probes
 async def test_what_is_enough_at_any_time() -> None:
     bench = Bench()
     bench.batch(4 * GATHER_MAX)
@@ -95,6 +114,7 @@ async def test_what_is_enough_at_any_time() -> None:
     assert bench.take() == GATHER_MAX
 
 
+@no_probes
 async def test_nobody_waits_longer_than_a_moment() -> None:
     bench = Bench()
     bench.batch(16)
@@ -104,6 +124,7 @@ async def test_nobody_waits_longer_than_a_moment() -> None:
     assert bench.take() == 8
 
 
+@no_probes
 async def test_somebody_knocks_after_that_moment_though_more_is_read(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -120,6 +141,7 @@ async def test_somebody_knocks_after_that_moment_though_more_is_read(
     assert bench.take()
 
 
+@no_probes
 async def test_nobody_waits_once_nothing_more_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(gathering, "IDLE_S", 0.001)
     bench = Bench()
@@ -132,6 +154,7 @@ async def test_nobody_waits_once_nothing_more_is_read(monkeypatch: pytest.Monkey
     assert bench.take() == 8
 
 
+@no_probes
 async def test_once_nothing_more_is_read_nobody_is_waited_for(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -143,6 +166,7 @@ async def test_once_nothing_more_is_read_nobody_is_waited_for(
     assert bench.take() == 8
 
 
+@no_probes
 async def test_what_is_forgotten_holds_nothing_back() -> None:
     bench = Bench()
     bench.batch(16)
@@ -151,3 +175,37 @@ async def test_what_is_forgotten_holds_nothing_back() -> None:
     bench.gathering.forget()
     assert bench.come(1) == 1
     assert bench.take() == 2
+
+
+async def test_where_more_are_than_are_seen_they_are_found() -> None:
+    bench = Bench()
+    bench.batch(2)
+    for wanted in (4, 8, 16, 32):
+        bench.come(wanted - 1)
+        assert bench.take() is None
+        bench.come(1)
+        assert bench.take() == wanted
+        bench.gathering.answered(wanted)
+
+
+async def test_whoever_is_looked_for_in_vain_is_looked_for_more_rarely() -> None:
+    bench = Bench()
+    pause, most = PROBE_PAUSE_S
+    for _ in range(8):
+        bench.batch(2)
+        bench.come(2)
+        assert bench.take() is None
+        bench.clock.now += GATHER_S
+        assert bench.take() == 2
+        bench.gathering.answered(2)
+        bench.clock.now += 0.99 * pause
+        bench.batch(2)  # not held back
+        bench.clock.now += 0.02 * pause
+        pause = min(2 * pause, most)
+
+
+async def test_one_alone_is_never_held_back() -> None:
+    bench = Bench()
+    for _ in range(10):
+        bench.batch(1)
+        bench.clock.now += PROBE_PAUSE_S[0]

@@ -22,8 +22,9 @@ from kvserver.pipeline.proposer import ORPHAN_S, Proposer
 
 
 @pytest.fixture(autouse=True)
-def _never_idle(monkeypatch: pytest.MonkeyPatch) -> None:
+def _never_idle_nor_looking_for_more(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(gathering, "IDLE_S", 3600.0)
+    monkeypatch.setattr(gathering, "PROBE_FROM", gathering.GATHER_MAX)
 
 
 class Clock:
