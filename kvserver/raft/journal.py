@@ -201,6 +201,8 @@ class DurableJournal(Journal):  # type: ignore[misc] # the library has no types
             raise SafetyError(f"truncation of the committed entry {index}")
         while self._configurations[-1].index >= index:
             self._configurations.pop()
+        cut = (self.entry(each) for each in range(index, self._stored_last + 1))
+        self._bytes -= sum(len(entry.payload) + ENTRY_OVERHEAD_BYTES for entry in cut)
         keep = index - self._cache[0].index
         if keep > 0:
             del self._cache[keep:]

@@ -10,6 +10,7 @@ import os
 import secrets
 import shutil
 import threading
+from contextlib import suppress
 from pathlib import Path
 from typing import Self
 
@@ -32,6 +33,7 @@ class DataDir:
             DataDirError: it can't be used; the sentence says why and what to do.
         """
         self.path = path
+        self._naming = threading.Lock()
         try:
             path.mkdir(parents=True, exist_ok=True, mode=0o700)
             _refuse_foreign(path)
@@ -49,7 +51,12 @@ class DataDir:
             ) from error
 
     def environment(self) -> Path:
-        """Folder of the current environment; made, empty, on first use."""
+        """Folder of the current environment; made, empty, on first use.
+
+        Raises:
+            DataDirError: which one that is can't be told, or it is not there.
+            DiskError: this can't be made durable.
+        """
         try:
             current = self.path / _CURRENT
             if not current.exists():
@@ -61,13 +68,18 @@ class DataDir:
         folder = self.path / name
         if not name.startswith("env-") or not folder.is_dir():
             raise damaged(f"--data-dir {self.path}: {_CURRENT} names '{name}', which is not there")
+        # whoever made or renamed what was found here may have been killed before it was durable
+        with suppress(PermissionError):
+            _sync(self.path.parent)
+        _sync(self.path)
         return folder
 
     def new_environment(self, source: Path) -> Path:
         """Make `source`, a folder in this directory, the next environment; not yet in use."""
-        taken = [int(path.name.removeprefix("env-")) for path in self.path.glob("env-[0-9]*")]
-        folder = self.path / f"env-{max(taken, default=0) + 1}"
-        source.rename(folder)
+        with self._naming:
+            taken = [int(path.name.removeprefix("env-")) for path in self.path.glob("env-[0-9]*")]
+            folder = self.path / f"env-{max(taken, default=0) + 1}"
+            source.rename(folder)
         return folder
 
     def remove_others(self) -> None:
@@ -105,17 +117,7 @@ class DataDir:
             file.flush()
             os.fsync(file.fileno())
         fresh.replace(self.path / _CURRENT)
-        try:
-            self._sync()
-        except OSError as error:
-            raise DiskError(f"--data-dir {self.path}: can't be synced ({error})") from error
-
-    def _sync(self) -> None:
-        folder = os.open(self.path, os.O_RDONLY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
+        _sync(self.path)
 
     def close(self) -> None:
         """Let the lock go."""
@@ -126,6 +128,25 @@ class DataDir:
 
     def __exit__(self, *exc: object) -> None:
         self.close()
+
+
+def _sync(folder: Path) -> None:
+    """Make durable which names are in a folder.
+
+    Raises:
+        PermissionError: it can't be opened.
+        DiskError: that failed.
+    """
+    try:
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+    except PermissionError:
+        raise
+    except OSError as error:
+        raise DiskError(f"{folder}: can't be synced ({error})") from error
 
 
 def _refuse_foreign(path: Path) -> None:

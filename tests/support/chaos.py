@@ -390,6 +390,8 @@ class Chaos:
         """Who has applied the same entries has the same rows."""
         seen: dict[tuple[int, int], tuple[str, dict[bytes, list[tuple[bytes, bytes]]]]] = {}
         for node in self.cluster.nodes.values():
+            if node.engine._journal.size[1] != node.storage.log.size:
+                raise ViolationError(f"{node.name} miscounts its log")
             with node.storage.read() as txn:
                 index = node.machine.applied_of(txn)
                 rows = {db.name: list(txn.scan(db)) for db in DATABASES if db.replicated}

@@ -190,6 +190,7 @@ def test_a_contradiction_cuts_off_from_there(born: Cluster) -> None:
     assert stored(node.storage) == [1, 2, 3, 4]
     assert (journal.entry(3).term, journal.entry(4).term) == (1, 2)
     assert journal.entry(4).payload == REGULAR + b"new"
+    assert journal.size == (4, node.storage.log.size)
 
 
 def test_a_committed_entry_is_never_cut_off(born: Cluster) -> None:

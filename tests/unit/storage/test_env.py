@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -198,6 +199,34 @@ def test_a_data_directory_has_one_owner(tmp_path: Path) -> None:
         with pytest.raises(DataDirError, match="in use by another process"):
             DataDir(tmp_path / "d")
     DataDir(tmp_path / "d").close()
+
+
+def test_what_a_start_believes_is_durable_first(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever switched, or made the directory, may have been killed before its sync."""
+    fsync, synced = os.fsync, list[int]()
+
+    def watched(descriptor: int) -> None:
+        synced.append(os.fstat(descriptor).st_ino)
+        fsync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", watched)
+    with DataDir(tmp_path / "d") as owner:
+        for _ in range(2):
+            synced.clear()
+            owner.environment()
+            assert synced[-2:] == [tmp_path.stat().st_ino, owner.path.stat().st_ino]
+
+
+def test_two_threads_never_get_the_same_new_environment(tmp_path: Path) -> None:
+    with DataDir(tmp_path) as owner, ThreadPoolExecutor(8) as threads:
+        owner.environment()
+        sources = [tmp_path / f"copy-{number}" for number in range(64)]
+        for source in sources:
+            source.mkdir()
+            (source / "file").touch()
+        assert len(set(threads.map(owner.new_environment, sources))) == len(sources)
 
 
 def test_a_foreign_directory_is_refused(tmp_path: Path) -> None:
