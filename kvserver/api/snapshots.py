@@ -6,6 +6,7 @@ ends the call, or the process, leaves nothing behind.
 
 import asyncio
 import contextlib
+import functools
 import threading
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from typing import Final
@@ -35,7 +36,7 @@ class Snapshots:
         """Begin without any.
 
         Args:
-            make: makes a copy; called in a thread of the loop's.
+            make: makes a copy; called in a thread of its own.
             version: of this server, told with every blob.
         """
         self._make = make
@@ -85,7 +86,7 @@ class Snapshots:
             raise TooManyRequestsError
         self._count += 1
         given_up = threading.Event()
-        making = asyncio.ensure_future(asyncio.to_thread(self._make, given_up))
+        making = _in_thread(lambda: self._make(given_up))
         try:
             return await asyncio.shield(making)
         except BaseException:
@@ -103,3 +104,20 @@ class Snapshots:
     def _end(self, backup: Backup) -> None:
         self._count -= 1
         backup.close()
+
+
+def _in_thread(make: Callable[[], Backup]) -> "asyncio.Future[Backup]":
+    """What it returns, or raises. A node that ends does not wait for it, as for others it would."""
+    loop = asyncio.get_running_loop()
+    making: asyncio.Future[Backup] = loop.create_future()
+
+    def run() -> None:
+        try:
+            outcome = functools.partial(making.set_result, make())
+        except BaseException as error:  # noqa: BLE001 - it is raised where it is awaited
+            outcome = functools.partial(making.set_exception, error)
+        with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits any more
+            loop.call_soon_threadsafe(outcome)
+
+    threading.Thread(target=run, name="backup", daemon=True).start()
+    return making

@@ -339,6 +339,7 @@ class RaftEngine:
             )  # fmt: skip
         else:
             self._sender.stop()
+        self._receiver.tick()
 
     def _tell_members(self) -> None:
         """Tell the transport whom to talk to, the outside which members are certain."""

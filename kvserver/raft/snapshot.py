@@ -15,8 +15,9 @@ from typing import Final
 
 from kvpb.raft_pb2 import PeerMessage, SnapshotChunk, SnapshotReply
 from kvserver.clock import Clock
+from kvserver.errors import SnapshotFailedError
 from kvserver.raft.entry import NO_OP, Entry, MemberId
-from kvserver.storage.contract import Copies, ReadTxn, Storage
+from kvserver.storage.contract import Copies, ReadTxn, StateCopy, Storage
 
 CHUNK_BYTES: Final = 256 << 10
 WINDOW_BYTES: Final = 1 << 20
@@ -91,18 +92,28 @@ class SnapshotSender:
         for member in self._sending.keys() - behind:
             del self._sending[member]
         waiting = sorted(behind & connected)
-        self._serving = bool(waiting)
         if not waiting:
+            self._serving = False
             self._idle(now)
             return
         self._wanted_at = now
+        self._serving = self._copies.begin_copy()
+        if not self._serving:
+            self.hold_index = None  # the log would grow for a copy that nobody can make
+            return
         if self.hold_index is None:
-            self.hold_index = visible_index  # the copy holds at least this
-            self._copies.begin_copy()
+            self.hold_index = visible_index  # a copy begun now holds at least this
         copy = self._copies.copy()
         if copy is None:
             return
-        for member in waiting:
+        try:
+            self._serve(waiting, copy, term, now)
+        except SnapshotFailedError:
+            self._copies.fail_copy()
+            self.hold_index = None
+
+    def _serve(self, members: list[MemberId], copy: StateCopy, term: int, now: float) -> None:
+        for member in members:
             state = self._sending.get(member)
             if state is None or state.copy != copy.number:
                 state = self._sending[member] = _Sending(copy.number, heard=now)
@@ -110,8 +121,8 @@ class SnapshotSender:
             if now - state.heard > SILENT_S:
                 state.sent, state.heard = state.confirmed, now
                 if state.confirmed == copy.total:
-                    self._send_part(member, state, term, b"")  # asks: have you still got it?
-            self._pump(member, state, term)
+                    self._send_part(member, state, copy, term, b"")  # have you still got it?
+            self._pump(member, state, copy, term)
 
     def _idle(self, now: float) -> None:
         if self.hold_index is not None and now - self._wanted_at > COPY_KEPT_S:
@@ -126,22 +137,20 @@ class SnapshotSender:
             self.hold_index = None
             self._copies.end_copy()
 
-    def _pump(self, member: MemberId, state: _Sending, term: int) -> None:
-        copy = self._copies.copy()
-        assert copy is not None
+    def _pump(self, member: MemberId, state: _Sending, copy: StateCopy, term: int) -> None:
         while (
             self._budget > 0
             and state.sent < copy.total
             and state.sent - state.confirmed < WINDOW_BYTES
         ):
             data = copy.read(state.sent, CHUNK_BYTES)
-            self._send_part(member, state, term, data)
+            self._send_part(member, state, copy, term, data)
             state.sent += len(data)
             self._budget -= len(data)
 
-    def _send_part(self, member: MemberId, state: _Sending, term: int, data: bytes) -> None:
-        copy = self._copies.copy()
-        assert copy is not None
+    def _send_part(
+        self, member: MemberId, state: _Sending, copy: StateCopy, term: int, data: bytes
+    ) -> None:
         chunk = SnapshotChunk(
             term=term, copy=copy.number, offset=state.sent, total=copy.total, data=data,
             digest=copy.digest,
@@ -214,6 +223,10 @@ class SnapshotReceiver:
         with fresh.read() as txn:
             index, term = self._applied_of(txn)
         return fresh, Entry(NO_OP, index, term)
+
+    def tick(self) -> None:
+        """Called in every turn."""
+        self._copies.forget_silent()
 
     @property
     def busy(self) -> bool:

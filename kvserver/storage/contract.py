@@ -197,7 +197,11 @@ class StateCopy(Protocol):
     """sha256."""
 
     def read(self, offset: int, size: int) -> bytes:
-        """Up to `size` bytes from `offset` on."""
+        """Up to `size` bytes from `offset` on.
+
+        Raises:
+            SnapshotFailedError: the disk does not give them.
+        """
         ...
 
 
@@ -223,16 +227,25 @@ class Copies(Protocol):
     All calls from the thread that writes; what takes long happens elsewhere.
     """
 
-    def begin_copy(self) -> None:
-        """Start to make a copy of the newest commit; nothing if one is there or being made."""
+    def begin_copy(self) -> bool:
+        """Start to make a copy of the newest commit; nothing if one is there or being made.
+
+        Returns:
+            Whether there will be one: not for a while if that failed, or if what was ended is still
+            being made.
+        """
         ...
 
     def copy(self) -> StateCopy | None:
-        """The copy, None while it is being made."""
+        """The copy, None while it is being made, or if there is none."""
         ...
 
     def end_copy(self) -> None:
         """The copy is not needed any more, made or not; what is begun later is a newer one."""
+        ...
+
+    def fail_copy(self) -> None:
+        """The copy can't be read; another one may be begun in a while."""
         ...
 
     def receive(self, copy: int, offset: int, total: int, data: bytes) -> int:
@@ -241,6 +254,10 @@ class Copies(Protocol):
         Returns:
             The offset of the first byte that is missing; 0 for a while if there is no room.
         """
+        ...
+
+    def forget_silent(self) -> None:
+        """Let go of a foreign copy of which nothing came for long. To be called now and then."""
         ...
 
     def begin_opening(self, digest: bytes) -> None:

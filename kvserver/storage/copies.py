@@ -11,8 +11,8 @@ import hashlib
 import os
 import shutil
 import threading
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from itertools import count
 from pathlib import Path
 from typing import Final
@@ -42,10 +42,59 @@ RETRY_S: Final = 10.0
 """Between a copy that failed and the next attempt: each costs the time of a whole one."""
 
 
+ARRIVE_WITHIN_S: Final = 30.0
+"""Of a foreign copy of which nothing came for so long, no more will."""
+
+
+class _Room:
+    """Of the disk, for the copies that are under way."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._lock = threading.Lock()
+        self._promised = 0
+        """Bytes that copies may still write. Invariant: as far as one can see, the disk has so much
+        and `LEFT_FREE_BYTES` besides."""
+
+    def promise(self, size: int) -> None:
+        """Before a copy is begun; to be taken back as it is written.
+
+        Raises:
+            OSError: there is too little.
+        """
+        with self._lock:
+            needed = size + LEFT_FREE_BYTES
+            free = shutil.disk_usage(self._folder).free - self._promised
+            if free < needed:
+                told = f"{max(free, 0) >> 20} MiB are free, a copy needs {needed >> 20} MiB"
+                raise OSError(errno.ENOSPC, told)
+            self._promised += size
+
+    def take_back(self, size: int) -> None:
+        """So much is written now, or never will be."""
+        with self._lock:
+            self._promised -= size
+
+    @contextmanager
+    def for_copy(self, source: LmdbStorage) -> Iterator[None]:
+        """While a compact copy is made of it.
+
+        Raises:
+            OSError: there is too little.
+        """
+        _, used = source.size()  # a compact copy leaves out the rest
+        self.promise(used)
+        try:
+            yield
+        finally:
+            self.take_back(used)
+
+
 class FileCopy:
     """A finished copy in a file."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, on_event: Callable[..., None]) -> None:
+        self._event = on_event
         self._file = path.open("rb")
         self.total = os.fstat(self._file.fileno()).st_size
         digest = hashlib.sha256()
@@ -55,8 +104,16 @@ class FileCopy:
         self.number = int.from_bytes(self.digest[:8], "big")
 
     def read(self, offset: int, size: int) -> bytes:
-        """Up to `size` bytes from `offset` on."""
-        return os.pread(self._file.fileno(), size, offset)
+        """Up to `size` bytes from `offset` on.
+
+        Raises:
+            SnapshotFailedError: the disk does not give them.
+        """
+        try:
+            return os.pread(self._file.fileno(), size, offset)
+        except OSError as error:  # the state itself is elsewhere
+            self._event("snapshot.failed", step="read", reason=str(error))
+            raise SnapshotFailedError from error
 
     def close(self) -> None:
         """The file is not read any more; if its name is gone, its space is given back now."""
@@ -66,7 +123,11 @@ class FileCopy:
 class _Incoming:
     """What has arrived of a foreign copy."""
 
-    def __init__(self, number: int, total: int, folder: Path) -> None:
+    def __init__(self, number: int, total: int, folder: Path, room: _Room, now: float) -> None:
+        room.promise(total)
+        self._room = room
+        self._promised = total
+        self.heard_at = now
         folder.mkdir(mode=0o700)
         self.number = number
         self.total = total
@@ -79,6 +140,11 @@ class _Incoming:
         self._file.write(data)
         self.digest.update(data)
         self.arrived += len(data)
+        self._take_back(len(data))
+
+    def _take_back(self, size: int) -> None:
+        self._promised -= size
+        self._room.take_back(size)
 
     def sync(self) -> None:
         self._file.flush()
@@ -86,27 +152,13 @@ class _Incoming:
         self._file.close()
 
     def close(self) -> None:
+        self._take_back(self._promised)
         with suppress(OSError):  # it may have something left to write, and no room for it
             self._file.close()
 
 
-def _require_room(source: LmdbStorage, parent: Path) -> None:
-    """Before a copy is begun in a folder.
-
-    Raises:
-        OSError: there is too little.
-    """
-    _, used = source.size()  # a compact copy leaves out the rest
-    free = shutil.disk_usage(parent).free
-    if free < used + LEFT_FREE_BYTES:
-        told = f"{free >> 20} MiB are free, a copy needs {used + LEFT_FREE_BYTES >> 20} MiB"
-        raise OSError(errno.ENOSPC, told)
-
-
-def _make(
-    source: LmdbStorage, folder: Path, given_up: threading.Event, *, for_good: bool
-) -> FileCopy:
-    """A copy of the newest commit in `folder`, at the disk's speed, then checked.
+def _make(source: LmdbStorage, folder: Path, given_up: threading.Event, *, for_good: bool) -> Path:
+    """The file of a copy of the newest commit in `folder`, at the disk's speed, then checked.
 
     Its rows are read slowly: it is the threads that serve which should run. If it fails, for lack
     of space for one, nothing of it stays.
@@ -117,13 +169,12 @@ def _make(
         given_up: set when nobody wants it any more.
         for_good: it leaves the cluster, so only what is replicated stays in it.
     """
-    _require_room(source, folder.parent)
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(mode=0o700)
     try:
         source.copy_to(folder)
         _check(folder, given_up, for_good=for_good)
-        return FileCopy(folder / _FILE)
+        return folder / _FILE
     except BaseException:
         shutil.rmtree(folder, ignore_errors=True)
         raise
@@ -168,6 +219,16 @@ class _Outgoing:
         """None while it is being made, if that failed, and once nobody wants it."""
         self.thread = threading.Thread(target=self._run, name="copy", daemon=True)
         self.thread.start()
+
+    @property
+    def ended(self) -> bool:
+        """Nothing will come of it any more."""
+        return not self.thread.is_alive() and self.copy is None
+
+    @property
+    def promising(self) -> bool:
+        """The copy is there, or somebody who wants it may hope for it."""
+        return not self._unwanted.is_set() and not self.ended
 
     def _run(self) -> None:
         copy = self._make(self._unwanted)
@@ -215,6 +276,7 @@ class LmdbCopies:
         self._clock = clock
         self._event = on_event
         self._on_damage = on_damage
+        self._room = _Room(data_dir.path)
         self._out = data_dir.path / "copy-out"
         self._in = data_dir.path / "copy-in"
         self._outgoing: _Outgoing | None = None
@@ -236,23 +298,24 @@ class LmdbCopies:
 
     # ------------------------------------------------------------------ going out
 
-    def begin_copy(self) -> None:
+    def begin_copy(self) -> bool:
         """Start to make a copy of the newest commit; nothing if one is there or being made.
 
-        After one that was given up, and whose thread still runs, `copy` does it.
+        Returns:
+            Whether there will be one: after a failure not for a while, nor before the thread of one
+            that was given up has ended.
         """
-        ended = self._outgoing is None or self._ended(self._outgoing)
-        if ended and self._clock.monotonic() >= self._retry_at:
-            self._outgoing = _Outgoing(self._make, lambda: self._data_dir.discard(self._out))
-
-    @staticmethod
-    def _ended(outgoing: _Outgoing) -> bool:
-        """Whether nothing will come of it any more."""
-        return not outgoing.thread.is_alive() and outgoing.copy is None
+        found = self._outgoing
+        if (found is None or found.ended) and self._clock.monotonic() >= self._retry_at:
+            found = _Outgoing(self._make, lambda: self._data_dir.discard(self._out))
+            self._outgoing = found
+        return found is not None and found.promising
 
     def _make(self, given_up: threading.Event) -> FileCopy | None:
         try:
-            return _make(self._storage, self._out, given_up, for_good=False)
+            with self._room.for_copy(self._storage):
+                file = _make(self._storage, self._out, given_up, for_good=False)
+            return FileCopy(file, self._event)
         except DataDirError as error:
             self._on_damage(error)  # and no copy is ever ready: damage must not spread
         except StoppedError:
@@ -263,14 +326,18 @@ class LmdbCopies:
         return None
 
     def copy(self) -> FileCopy | None:
-        """The copy, None while it is being made; after a failure it is begun again in a while."""
-        self.begin_copy()
+        """The copy, None while it is being made, or if there is none."""
         return None if self._outgoing is None else self._outgoing.copy
 
     def end_copy(self) -> None:
         """The copy is not needed any more; whoever begins one later gets a newer one."""
         if self._outgoing is not None:
             self._outgoing.give_up()
+
+    def fail_copy(self) -> None:
+        """The copy can't be read; another one may be begun in a while."""
+        self.end_copy()
+        self._retry_at = self._clock.monotonic() + RETRY_S
 
     def backup(self, given_up: threading.Event) -> FileCopy:
         """A copy of the replicated databases alone, in a file without a name. From any thread.
@@ -282,7 +349,9 @@ class LmdbCopies:
         """
         folder = self._data_dir.path / f"backup-{next(self._backups)}"
         try:
-            return _make(self._storage, folder, given_up, for_good=True)
+            with self._room.for_copy(self._storage):
+                file = _make(self._storage, folder, given_up, for_good=True)
+            return FileCopy(file, self._event)
         except (DataDirError, StoppedError):
             raise
         except Exception as error:  # a DiskError too: it is the copy's disk space that is short
@@ -302,10 +371,10 @@ class LmdbCopies:
     def _compact(self) -> None:
         folder = self._own
         try:
-            _require_room(self._storage, folder.parent)
-            shutil.rmtree(folder, ignore_errors=True)
-            folder.mkdir(mode=0o700)
-            self._storage.copy_to(folder)
+            with self._room.for_copy(self._storage):
+                shutil.rmtree(folder, ignore_errors=True)
+                folder.mkdir(mode=0o700)
+                self._storage.copy_to(folder)
             folder = self._data_dir.new_environment(folder)
             self._compacted = LmdbStorage(folder)
         except DataDirError as error:
@@ -360,26 +429,34 @@ class LmdbCopies:
         except OSError as error:  # such as for lack of space
             self._event("snapshot.failed", step="receive", reason=str(error))
             self._forget_incoming()
-            self._data_dir.discard(self._in)
             self._receive_at = self._clock.monotonic() + RETRY_S
             return 0
 
     def _keep(self, copy: int, offset: int, total: int, data: bytes) -> int:
-        incoming = self._incoming
+        incoming, now = self._incoming, self._clock.monotonic()
         if incoming is None or (incoming.number, incoming.total) != (copy, total):
             if offset != 0:
                 return 0
             self._forget_incoming()
-            self._data_dir.discard(self._in)
-            incoming = self._incoming = _Incoming(copy, total, self._in)
+            incoming = _Incoming(copy, total, self._in, self._room, now)
+            self._incoming = incoming
+        incoming.heard_at = now
         if offset == incoming.arrived and offset + len(data) <= total:
             incoming.add(data)
         return incoming.arrived
+
+    def forget_silent(self) -> None:
+        """Let go of a foreign copy of which no more comes, as its sender is gone."""
+        incoming = self._incoming
+        if incoming and self._clock.monotonic() > incoming.heard_at + ARRIVE_WITHIN_S:
+            self._event("snapshot.dropped", reason="no more of it came")
+            self._forget_incoming()
 
     def _forget_incoming(self) -> None:
         if self._incoming is not None:
             self._incoming.close()
             self._incoming = None
+        self._data_dir.discard(self._in)
 
     def begin_opening(self, digest: bytes) -> None:
         """All parts are there: check, sync and open them."""
@@ -403,6 +480,7 @@ class LmdbCopies:
             incoming.close()
             shutil.rmtree(folder, ignore_errors=True)
             self._event("snapshot.failed", step="open", reason=str(error))
+            self._receive_at = self._clock.monotonic() + RETRY_S
             self._opening = None
 
     @property

@@ -176,12 +176,19 @@ class _Environment:
             if self._retired:
                 return None
             self._readers += 1
-        with READING:
-            return self.lmdb.begin()
+        try:
+            with READING:
+                return self.lmdb.begin()
+        except BaseException:
+            self._leave()
+            raise
 
     def end_read(self, txn: "lmdb.Transaction[bytes]") -> None:
         """The transaction is not used any more."""
         txn.abort()
+        self._leave()
+
+    def _leave(self) -> None:
         with self._lock:
             self._readers -= 1
             close = self._retired and self._readers == 0

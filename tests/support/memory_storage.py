@@ -379,21 +379,28 @@ class MemoryCopies:
         self._open_in = 0
         self.opening = False
         self.fail_next_opening = False
+        self.failing = False
+        """No copy can be made."""
         self.compacting = False
         self._compact_in = 0
         self._compacted: MemoryStorage | None = None
 
-    def begin_copy(self) -> None:
+    def begin_copy(self) -> bool:
+        if self._unwanted:
+            self._copy_in -= 1
+            if self._copy_in:
+                return False
+            self._copy, self._unwanted = None, False
+        if self.failing:
+            return False
         if self._copy is None:
             self._copy = MemoryCopy(self._storage.encoded())
-            self._copy_in, self._unwanted = self._turns, False
+            self._copy_in = self._turns
+        return True
 
     def copy(self) -> MemoryCopy | None:
-        if self._copy_in:
+        if self._copy_in and not self._unwanted:
             self._copy_in -= 1
-        if not self._copy_in and self._unwanted:
-            self._copy = None
-            self.begin_copy()
         return None if self._copy_in else self._copy
 
     def end_copy(self) -> None:
@@ -401,6 +408,12 @@ class MemoryCopies:
             self._unwanted = True
         else:
             self._copy = None
+
+    def fail_copy(self) -> None:
+        self.end_copy()
+
+    def forget_silent(self) -> None:
+        pass
 
     def receive(self, copy: int, offset: int, total: int, data: bytes) -> int:
         if copy != self._number:

@@ -107,6 +107,21 @@ async def test_a_client_that_leaves_while_the_copy_is_made() -> None:
     assert [each async for each in snapshots.stream()]
 
 
+def test_a_node_that_ends_does_not_wait_for_a_copy_that_is_made() -> None:
+    maker = Maker()
+    maker.go.clear()
+
+    async def begin() -> None:
+        waiting = asyncio.ensure_future(anext(Snapshots(maker, "").stream()))
+        while not maker.given_up:
+            await asyncio.sleep(0.001)
+        waiting.cancel()
+
+    asyncio.run(begin())
+    assert maker.made == []
+    maker.go.set()
+
+
 async def test_a_failure_frees_the_place() -> None:
     def fail(given_up: threading.Event) -> MemoryBackup:
         raise SnapshotFailedError

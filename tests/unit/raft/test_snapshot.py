@@ -1,10 +1,12 @@
 """Members that are behind the log get a copy of the state; the log itself stays bounded."""
 
 import pytest
+from support.memory_storage import MemoryCopy
 from support.simulation import Cluster, SimNode
 
 from kvpb import raft_pb2
 from kvpb.raft_pb2 import PeerMessage, SnapshotChunk
+from kvserver.errors import SnapshotFailedError
 from kvserver.raft.engine import Received
 from kvserver.raft.journal import LogBounds
 from kvserver.raft.snapshot import SILENT_S, SnapshotReceiver
@@ -80,6 +82,43 @@ def test_who_adopts_a_copy_keeps_the_vote_it_cast(cluster: Cluster) -> None:
     cluster.run(2, until=lambda: "snapshot.adopted" in events(node))
     assert (node.engine._journal.term, node.engine._journal.voted_for) == before
     assert before[0] == active.status.term
+
+
+def test_the_log_stays_bounded_while_no_copy_can_be_made(cluster: Cluster) -> None:
+    """It is the disk without room for one on which the log would grow."""
+    active, name = leave_behind(cluster)
+    active.copies.failing = True
+    cluster.start(name)
+    for number in range(100):
+        active.proposals.waiting.append(b"%d" % number)
+        active.due = 0.0
+        cluster.run(0.02)
+    assert active.status.applied_index > 140
+    entries, _ = active.engine._journal.size
+    assert entries <= BOUNDS.keep_entries + BOUNDS.trimmed_per_turn
+    assert not active.engine._sender.busy
+    active.copies.failing = False
+    assert cluster.run(3, until=lambda: in_step(cluster, name, active))
+
+
+def test_a_copy_that_can_not_be_read_is_made_again(
+    cluster: Cluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    active, name = leave_behind(cluster)
+    reads = 0
+    read = MemoryCopy.read
+
+    def failing_once(copy: MemoryCopy, offset: int, size: int) -> bytes:
+        nonlocal reads
+        reads += 1
+        if reads == 1:
+            raise SnapshotFailedError
+        return read(copy, offset, size)
+
+    monkeypatch.setattr(MemoryCopy, "read", failing_once)
+    cluster.start(name)
+    assert cluster.run(3, until=lambda: in_step(cluster, name, active))
+    assert reads > 1
 
 
 def test_a_copy_that_can_not_be_opened_is_sent_again(cluster: Cluster) -> None:

@@ -141,11 +141,15 @@ def test_a_switch_that_may_not_be_durable_ends_the_node(
     fresh = compacted(side)
     before = side.data_dir.environment()
 
-    def failed() -> None:
-        raise OSError(5, "Input/output error")
+    fsync, folder = os.fsync, side.data_dir.path.stat().st_ino
 
-    monkeypatch.setattr(side.data_dir, "_sync", failed)
-    with pytest.raises(DiskError, match="Input/output error"):
+    def failing(descriptor: int) -> None:
+        if os.fstat(descriptor).st_ino == folder:
+            raise OSError(5, "Input/output error")
+        fsync(descriptor)
+
+    with monkeypatch.context() as patch, pytest.raises(DiskError, match="Input/output error"):
+        patch.setattr(os, "fsync", failing)
         side.copies.replace(fresh)
     assert side.data_dir.environment() != before
     fresh.close()

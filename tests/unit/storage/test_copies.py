@@ -1,6 +1,7 @@
 """Copies of real LMDB environments: made, received, opened, adopted; and what goes wrong then."""
 
 import hashlib
+import os
 import re
 import shutil
 import threading
@@ -19,7 +20,8 @@ from support.copying import (
     wait_removed,
 )
 
-from kvserver.errors import DataDirError, StoppedError
+from kvserver.errors import DataDirError, SnapshotFailedError, StoppedError
+from kvserver.storage.copies import ARRIVE_WITHIN_S, RETRY_S
 from kvserver.storage.env import LmdbStorage
 from kvserver.storage.schema import DATABASES, IDENTITY, KV
 
@@ -59,6 +61,7 @@ def test_a_damaged_copy_is_refused(sides: tuple[Side, Side]) -> None:
     assert [name for name, _ in target.events] == ["snapshot.failed"]
     assert {path.name for path in target.data_dir.path.iterdir()} == WHILE_RUNNING
     assert len(target.rows()) == 10
+    target.clock.now += RETRY_S
     send(copy, target)  # and can be sent again
     assert open_copy(target, copy.digest) is not None
 
@@ -73,15 +76,12 @@ def test_who_asks_after_a_copy_was_given_up_gets_a_newer_one(
     assert gate.reached.wait(30)
     source.copies.end_copy()  # its thread can't be stopped
     source.put(100, b"new")
-    source.copies.begin_copy()
-    assert source.copies.copy() is None
+    assert not source.copies.begin_copy()
     gate.open.set()
     finish_copying(source)
     assert not (source.data_dir.path / "copy-out").exists()
     assert source.copies.copy() is None
-    finish_copying(source)
-    copy = source.copies.copy()
-    assert copy is not None
+    copy = make_copy(source)
     send(copy, target)
     fresh = open_copy(target, copy.digest)
     assert fresh is not None
@@ -167,6 +167,46 @@ def test_parts_out_of_place_do_not_count(sides: tuple[Side, Side]) -> None:
     assert target.copies.receive(7, 100, 300, b"x" * 500) == 100
     assert target.copies.receive(8, 0, 300, b"z" * 50) == 50  # a newer copy replaces it
     assert target.copies.receive(7, 100, 300, b"x" * 100) == 0
+
+
+def test_what_arrived_of_a_copy_goes_when_no_more_of_it_comes(sides: tuple[Side, Side]) -> None:
+    _, target = sides
+    for offset in (0, 100):
+        assert target.copies.receive(7, offset, 300, b"x" * 100) == offset + 100
+        target.clock.now += ARRIVE_WITHIN_S
+        target.copies.forget_silent()
+        assert (target.data_dir.path / "copy-in").exists()
+    target.clock.now += 0.1
+    target.copies.forget_silent()
+    target.copies.forget_silent()
+    wait_removed()
+    assert {path.name for path in target.data_dir.path.iterdir()} == WHILE_RUNNING
+    assert [name for name, _ in target.events] == ["snapshot.dropped"]
+    assert target.copies.receive(7, 200, 300, b"x" * 100) == 0
+    assert target.copies.receive(7, 0, 300, b"x" * 100) == 100
+
+
+def test_a_copy_that_can_not_be_read_is_no_damage(
+    sides: tuple[Side, Side], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source, _ = sides
+    source.put(100, b"new")
+    copy, backup = make_copy(source), source.copies.backup(threading.Event())
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "pread", failing)
+        for each in (copy, backup):
+            with pytest.raises(SnapshotFailedError):
+                each.read(0, 100)
+    backup.close()
+    source.copies.fail_copy()
+    assert not source.copies.begin_copy()
+    source.clock.now += RETRY_S
+    make_copy(source)
+    assert [name for name, _ in source.events] == ["snapshot.failed"] * 2
+
+
+def failing(*_: object) -> bytes:
+    raise OSError(5, "Input/output error")
 
 
 def test_a_restart_forgets_what_was_not_adopted(sides: tuple[Side, Side]) -> None:

@@ -13,6 +13,7 @@ import pytest
 from support.copying import (
     PART,
     WHILE_RUNNING,
+    Gate,
     Side,
     compacted,
     fill_disk,
@@ -38,12 +39,10 @@ def test_a_copy_without_space_leaves_nothing_and_is_begun_again_later(
         fill_disk(source.storage, patch)
         source.copies.begin_copy()
         finish_copying(source)
-        for _ in range(10):
-            assert source.copies.copy() is None
-            finish_copying(source)
+        assert source.copies.copy() is None
+        assert not source.copies.begin_copy()
         source.copies.end_copy()
-        source.copies.begin_copy()  # nor at once for somebody else
-        finish_copying(source)
+        assert not source.copies.begin_copy(), "nor at once for somebody else"
     assert [name for name, _ in source.events] == ["snapshot.failed"]
     assert not (source.data_dir.path / "copy-out").exists()
     source.clock.now += RETRY_S
@@ -72,6 +71,30 @@ def test_a_copy_is_begun_only_if_the_log_has_room_afterwards(
     assert names == ["snapshot.failed", "snapshot.failed", "defragment.failed"]
     assert all("a copy needs 256 MiB" in str(told["reason"]) for _, told in source.events)
     assert {path.name for path in source.data_dir.path.iterdir()} == WHILE_RUNNING
+
+
+def test_copies_that_are_under_way_leave_the_log_its_room(
+    sides: tuple[Side, Side], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of what comes in the part that has arrived is on the disk already."""
+    source, _ = sides
+    source.put(100, b"new")
+    _, used = source.storage.size()
+    usage = shutil.disk_usage(source.data_dir.path)._replace(free=LEFT_FREE_BYTES + 2 * used)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage)
+    gate = Gate(source.storage, monkeypatch)
+    source.copies.begin_copy()
+    assert gate.reached.wait(30)
+    assert source.copies.receive(7, 0, used + 1, b"x" * 10) == 0
+    gate.open.set()
+    finish_copying(source)
+    source.clock.now += RETRY_S
+    assert source.copies.receive(7, 0, 2 * used, b"x" * 10) == 10
+    with pytest.raises(SnapshotFailedError):
+        source.copies.backup(threading.Event())
+    assert source.copies.receive(7, 10, 2 * used, b"x" * used) == 10 + used
+    source.copies.backup(threading.Event()).close()
+    assert [told["step"] for _, told in source.events] == ["receive", "backup"]
 
 
 def test_a_copy_that_has_no_room_to_be_opened_is_no_damage(
@@ -194,6 +217,8 @@ def test_a_copy_whose_end_finds_no_room_is_asked_for_again(sides: tuple[Side, Si
         assert open_copy(target, hashlib.sha256(b"x" * 200).digest()) is None
     assert not target.copies.opening
     assert [name for name, _ in target.events] == ["snapshot.failed"]
+    assert target.copies.receive(7, 0, 200, b"x" * 200) == 0, "not at once"
+    target.clock.now += RETRY_S
     assert target.copies.receive(7, 0, 200, b"x" * 200) == 200
 
 
