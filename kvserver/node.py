@@ -230,8 +230,10 @@ class Node:
 
     def _build_lessor(self, storage: Storage) -> Lessor:
         rng = random.Random(secrets.randbits(64))  # noqa: S311 - for ids
+        election_timeout_s = self._timings.election_timeout_max
         return Lessor(
-            storage, self._clock, rng, ttl_s_min=ttl_s_min(self._timings.election_timeout_max),
+            storage, self._clock, rng,
+            ttl_s_min=lambda: ttl_s_min(len(self._roster.members), election_timeout_s),
             propose=self._proposer.propose, linearizable=self._reader.linearizable,
             log_time_ms=self._proposer.log_time_ms, on_failure=self._fail,
             stamped_ms=lambda: self._applier.log_time_ms,

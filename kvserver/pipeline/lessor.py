@@ -40,6 +40,9 @@ TTL_S_MAX: Final = 9_000_000_000
 TTL_TIMEOUTS_MIN: Final = 1.5
 """Shortest time of a lease in election timeouts, as in etcd."""
 
+REFUSED_S: Final = 0.5
+"""How long etcd's client waits after a standby has refused to keep a lease alive."""
+
 LOOK_S: Final = 0.1
 """How often it is looked whose time is up."""
 
@@ -128,9 +131,12 @@ class _Tenure:
         return None
 
 
-def ttl_s_min(election_timeout_s: float) -> int:
-    """Shortest time that is granted: clients must have time to find a new active."""
-    return math.ceil(TTL_TIMEOUTS_MIN * election_timeout_s)
+def ttl_s_min(members: int, election_timeout_s: float) -> int:
+    """Shortest time that is granted: clients must have time to find the active.
+
+    One may come upon every standby first; a second is left for what else takes time.
+    """
+    return max(math.ceil(TTL_TIMEOUTS_MIN * election_timeout_s), math.ceil(members * REFUSED_S) + 1)
 
 
 @dataclass(frozen=True)
@@ -150,7 +156,7 @@ class Lessor:
         clock: Clock,
         rng: random.Random,
         *,
-        ttl_s_min: int,
+        ttl_s_min: Callable[[], int],
         propose: Callable[[Command], Awaitable[Response]],
         linearizable: Callable[[], Awaitable[None]],
         log_time_ms: Callable[[], int],
@@ -163,7 +169,7 @@ class Lessor:
             storage: where the promises lie.
             clock: of the node.
             rng: for the ids of leases.
-            ttl_s_min: shorter leases are granted with this.
+            ttl_s_min: shorter leases are granted with this; it grows with the cluster.
             propose: brings a command into the log.
             linearizable: returns when what is read then is not stale.
             log_time_ms: log time now, on the active.
@@ -243,7 +249,7 @@ class Lessor:
         if request.TTL > TTL_S_MAX:
             raise LeaseTtlTooLargeError
         number = request.ID or self._rng.randrange(1, 1 << 63)
-        ttl_s = max(request.TTL, self._ttl_s_min)
+        ttl_s = max(request.TTL, self._ttl_s_min())
         response = await self._propose(Command(lease_grant=LeaseGrantRequest(ID=number, TTL=ttl_s)))
         assert isinstance(response, LeaseGrantResponse)
         return response

@@ -3,6 +3,7 @@
 It makes locks and elections by itself, of leases, transactions and watches.
 """
 
+import asyncio
 import re
 import signal
 import subprocess
@@ -61,6 +62,11 @@ KEYS = re.compile(r'(?<="keys":\[)[^]]+|(?<=attached keys\(\[)[^]]+')
 """Of a lease: in no order on etcd."""
 
 SAID_S_MAX = 20.0
+
+HOLDERS = 6
+"""Each begins with an endpoint of its own choice."""
+
+HELD_S = 4
 
 
 @pytest.fixture(scope="module")
@@ -131,6 +137,23 @@ async def test_locks_and_elections(cluster: Cluster, etcd: Etcd) -> None:
             assert ours.said_until_interrupted(lines, *command) == (
                 theirs.said_until_interrupted(lines, *command)
             )
+
+
+async def test_a_lock_with_the_shortest_time_is_held_as_long_as_its_command(
+    cluster: Cluster,
+) -> None:
+    """The client waits for half a second after each standby that does not keep its lease alive."""
+    etcdctl = f"{binary('etcdctl')} --endpoints={','.join(cluster.endpoints)}"
+    command = ("sh", "-c", f'sleep {HELD_S}; {etcdctl} get "$ETCD_LOCK_KEY" --keys-only')
+    told = Told(cluster.endpoints)
+    ended = await asyncio.gather(
+        *(
+            asyncio.to_thread(told.said, "lock", f"l{number}", "--ttl=1", "--", *command)
+            for number in range(HOLDERS)
+        )
+    )
+    for number, (code, words, _) in enumerate(ended):
+        assert (code, words) == (0, [f"l{number}/ID", ""]), "the key is gone"
 
 
 def numbers_gone(lines: list[str]) -> list[str]:

@@ -11,7 +11,7 @@ from kvbench.cluster import Cluster
 
 pytestmark = pytest.mark.cluster
 
-TTL_S = 2
+TTL_S = 3
 LONG_TTL_S = 600
 ENDS_WITHIN_S = TTL_S + 3.0
 """After the last failover: its time anew, the grace after a pause, and the work."""

@@ -119,9 +119,10 @@ class WholeNode(SimNode):
             self.storage, lambda: self._crossing.applied_index_visible, self._fail
         )
         self.lessor = Lessor(
-            self.storage, clock, self.cluster.rng, ttl_s_min=1, propose=self.proposer.propose,
-            linearizable=self.reader.linearizable, log_time_ms=self.proposer.log_time_ms,
-            stamped_ms=lambda: self.machine.log_time_ms, on_failure=self._fail,
+            self.storage, clock, self.cluster.rng, ttl_s_min=lambda: 1,
+            propose=self.proposer.propose, linearizable=self.reader.linearizable,
+            log_time_ms=self.proposer.log_time_ms, stamped_ms=lambda: self.machine.log_time_ms,
+            on_failure=self._fail,
         )  # fmt: skip
         self._crossing = Crossing(
             self.loop, self.proposer, self._on_status, self._watches.publish, self.lessor.publish,

@@ -29,7 +29,6 @@ from kvserver.pipeline.outcome import Response
 T = TypeVar("T")
 
 LOOK = module.LOOK_S + 0.01
-TTL_S_MIN = 1
 
 
 class Log:
@@ -40,6 +39,7 @@ class Log:
         self.storage = MemoryStorage()
         self.stamped_ms = 0
         self.commands: list[Command] = []
+        self.ttl_s_min = 1
 
 
 class Bench:
@@ -59,8 +59,8 @@ class Bench:
         """The end of leases waits for this."""
         self.read_rounds = 0
         self.lessor = Lessor(
-            log.storage, log.clock, random.Random(1), ttl_s_min=TTL_S_MIN, propose=self.propose,
-            linearizable=self.linearizable, log_time_ms=self.log_time_ms,
+            log.storage, log.clock, random.Random(1), ttl_s_min=lambda: log.ttl_s_min,
+            propose=self.propose, linearizable=self.linearizable, log_time_ms=self.log_time_ms,
             stamped_ms=lambda: log.stamped_ms, on_failure=self._fail,
         )  # fmt: skip
 
@@ -385,12 +385,25 @@ def test_time_goes_on_in_the_log_only_while_there_are_leases(bench: Bench) -> No
 
 def test_a_short_lease_is_made_longer_a_long_one_refused(bench: Bench) -> None:
     bench.grant(1, -7)
-    assert bench.do(bench.lessor.remaining(1)) == Remaining(TTL_S_MIN, 0)
+    assert bench.do(bench.lessor.remaining(1)) == Remaining(1, 0)
     with pytest.raises(LeaseTtlTooLargeError):
         bench.grant(2, 9_000_000_001)
     bench.grant(2, 9_000_000_000)
-    assert ttl_s_min(0.6) == 1
-    assert ttl_s_min(1.0) == 2
+
+
+def test_the_shortest_time_is_that_of_the_cluster_as_it_is_now(bench: Bench) -> None:
+    bench.grant(1, 1)
+    bench.log.ttl_s_min = 3
+    bench.grant(2, 1)
+    bench.grant(3, 4)
+    granted = [bench.do(bench.lessor.remaining(lease)) for lease in (1, 2, 3)]
+    assert [each and each.granted_s for each in granted] == [1, 3, 4]
+
+
+def test_the_shortest_time_suffices_for_finding_the_active() -> None:
+    """Of as many standbys, of which each costs a client half a second, and in an election."""
+    assert [ttl_s_min(members, 0.6) for members in range(1, 8)] == [2, 2, 3, 3, 4, 4, 5]
+    assert [ttl_s_min(members, 2.5) for members in (1, 3, 5, 7)] == [4, 4, 4, 5]
 
 
 def test_the_server_chooses_ids_that_differ(bench: Bench) -> None:
