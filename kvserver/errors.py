@@ -25,7 +25,8 @@ class ExitCode(IntEnum):
     ADDRESS = 4
     """A listen address can't be bound."""
     DISK = 5
-    """Writing to the disk failed; nothing acknowledged is lost. Only with --no-restart."""
+    """Writing to the disk failed, or the system was short of files or memory; nothing acknowledged
+    is lost. Only with --no-restart."""
     STUCK = 6
     """A thread made no progress for too long; stacks of all threads are in the log."""
     LOG_NOT_UNDERSTOOD = 7
@@ -50,6 +51,12 @@ class DataDirError(NodeError):
     exit_code = ExitCode.DATA_DIR
 
 
+class AccessError(NodeError):
+    """The data directory can't be used by this process, though it may be sound."""
+
+    exit_code = ExitCode.DATA_DIR
+
+
 class AddressError(NodeError):
     """A listen address can't be bound."""
 
@@ -60,6 +67,10 @@ class DiskError(NodeError):
     """A write or sync failed. What was held back is dropped; the node starts over from disk."""
 
     exit_code = ExitCode.DISK
+
+
+class ShortageError(DiskError):
+    """The system has no file or no memory left for this process, which may pass."""
 
 
 class StuckError(NodeError):

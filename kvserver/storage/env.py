@@ -8,7 +8,6 @@ Invariant: after a failed write or commit nothing more is written; the process s
 disk.
 """
 
-import errno
 import os
 import secrets
 import shutil
@@ -21,11 +20,12 @@ from typing import Final
 
 import lmdb
 
-from kvserver.errors import DataDirError, DiskError, NodeError, StoppedError
+from kvserver.errors import DataDirError, NodeError, StoppedError
 from kvserver.storage.contract import LogEntry
 from kvserver.storage.log_files import LogFiles, create_log, open_log
 from kvserver.storage.rows import damaged
 from kvserver.storage.schema import DATABASES, FORMAT_VERSION, IDENTITY
+from kvserver.storage.trouble import trouble
 from kvserver.storage.txn import READING, WRITING, Handles, LmdbReadTxn, LmdbWriteTxn
 
 _ENGINE: Final = 0
@@ -38,7 +38,6 @@ _READERS_MAX: Final = 1024
 _LOCK_FILE_BYTES: Final = (_READERS_MAX + 64) * 64
 """A cache line for each reader, and some for the head."""
 
-_FULL: Final = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _FORMAT_KEY: Final = b"format"
 _FORMAT: Final = struct.Struct(">I")
 _LOG_KEY: Final = b"log"
@@ -65,7 +64,8 @@ class _Environment:
 
         Raises:
             DataDirError: it is damaged, not LMDB's, or of another format.
-            DiskError: there is no room to open it.
+            AccessError: this process may not open it.
+            DiskError: there is no room to open it, or the system is short of something.
         """
         self.folder = folder
         self._file = folder if read_only else folder / "data.mdb"
@@ -102,9 +102,7 @@ class _Environment:
                 self.lmdb.close()
                 raise
         except (lmdb.Error, OSError) as error:
-            if isinstance(error, lmdb.DiskError) or getattr(error, "errno", None) in _FULL:
-                raise DiskError(f"{folder}: no room on the disk to open the database") from error
-            raise damaged(f"{folder}: the database can't be opened ({error})") from error
+            raise trouble("the database can't be opened", folder, error) from error
 
     def _check_length(self) -> None:
         """A file shorter than its last page was chopped: reading it would end the process."""
@@ -265,6 +263,8 @@ class LmdbStorage:
 
         Raises:
             DataDirError: it is damaged, not LMDB's, or of another format.
+            AccessError: this process may not open it.
+            DiskError: there is no room to open it, or the system is short of something.
         """
         self._environment = _Environment(folder, read_only=read_only)
         self._open: LmdbWriteTxn | None = None

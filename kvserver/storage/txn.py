@@ -9,15 +9,7 @@ import lmdb
 from kvserver.errors import DiskError
 from kvserver.storage.rows import damaged, seal, unseal
 from kvserver.storage.schema import Database
-
-_DAMAGE: Final = (
-    lmdb.BadTxnError,
-    lmdb.CorruptedError,
-    lmdb.InvalidError,
-    lmdb.PageNotFoundError,
-    lmdb.ProblemError,
-)
-"""What LMDB says when its pages make no sense; never so for sound ones."""
+from kvserver.storage.trouble import DAMAGE
 
 Handles = dict[Database, "lmdb._Database"]  # noqa: SLF001 - the name of the type
 
@@ -40,7 +32,7 @@ class _Engine:
     ) -> None:
         if error is None:
             return
-        if isinstance(error, _DAMAGE):
+        if isinstance(error, DAMAGE):
             raise damaged(f"the database is damaged ({error})") from error
         if self._writes and isinstance(error, lmdb.Error | OSError):
             raise DiskError(
