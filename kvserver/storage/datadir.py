@@ -16,6 +16,7 @@ from typing import Self
 
 from kvserver.errors import DataDirError, DiskError
 from kvserver.storage.rows import damaged
+from kvserver.storage.trouble import FULL, trouble
 
 _LOCK = "LOCK"
 _CURRENT = "CURRENT"
@@ -31,6 +32,7 @@ class DataDir:
 
         Raises:
             DataDirError: it can't be used; the sentence says why and what to do.
+            DiskError: there is no room for it.
         """
         self.path = path
         self._naming = threading.Lock()
@@ -39,6 +41,8 @@ class DataDir:
             _refuse_foreign(path)
             self._lock = os.open(path / _LOCK, os.O_RDWR | os.O_CREAT, 0o600)
         except OSError as error:
+            if error.errno in FULL:
+                raise trouble("it can't be made", path, error) from error
             raise DataDirError(
                 f"--data-dir {path}: {error.strerror}; name a directory this user can write to"
             ) from error
@@ -55,7 +59,8 @@ class DataDir:
 
         Raises:
             DataDirError: which one that is can't be told, or it is not there.
-            DiskError: this can't be made durable.
+            AccessError: this process may not read that.
+            DiskError: this can't be made durable, or the system is short of something.
         """
         try:
             current = self.path / _CURRENT
@@ -63,7 +68,9 @@ class DataDir:
                 (self.path / _FIRST_ENVIRONMENT).mkdir(exist_ok=True, mode=0o700)
                 self.switch(_FIRST_ENVIRONMENT)
             name = current.read_text().strip()
-        except (OSError, UnicodeDecodeError) as error:
+        except OSError as error:
+            raise trouble(f"{_CURRENT} can't be read or made", self.path, error) from error
+        except UnicodeDecodeError as error:
             raise damaged(f"--data-dir {self.path}: can't read {_CURRENT}: {error}") from error
         folder = self.path / name
         if not name.startswith("env-") or not folder.is_dir():

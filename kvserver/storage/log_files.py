@@ -29,6 +29,7 @@ from kvserver.errors import DiskError
 from kvserver.storage.contract import LogEntry
 from kvserver.storage.log_batch import ENTRY_BYTES, Batch, BatchCodec, Place, decode_entry
 from kvserver.storage.rows import damaged
+from kvserver.storage.trouble import shortage, trouble
 
 SEGMENT_BYTES: Final = 8 << 20
 """A segment ends with the batch that would make it longer; one batch may be longer by itself."""
@@ -117,6 +118,7 @@ class LogFiles:
 
         Raises:
             DataDirError: it is damaged.
+            ShortageError: the system can't read it now.
         """
         if self._pending and index >= self._pending[0][1]:
             return self._pending[index - self._pending[0][1]]
@@ -124,7 +126,8 @@ class LogFiles:
         place = self._places[index - self._base_index]
         number, offset = place >> _OFFSET_BITS, place & ((1 << _OFFSET_BITS) - 1)
         segment = self._segments[number - self._segments[0].number]
-        return decode_entry(os.pread(segment.file, self.entry_bytes(index), offset), index)
+        data = _read(segment.file, segment.path, self.entry_bytes(index), offset)
+        return decode_entry(data, index)
 
     def check(self) -> Iterator[int]:
         """Read all that is synced now, about 1 MiB at a time; from any thread.
@@ -134,12 +137,15 @@ class LogFiles:
 
         Raises:
             DataDirError: one is damaged.
+            ShortageError: the system can't open or read it now; another check may.
         """
         for segment, end in [(each, each.end) for each in self._segments]:
             try:
                 file = os.open(segment.path, os.O_RDONLY)
             except FileNotFoundError:
                 continue  # not needed any more
+            except OSError as error:
+                raise trouble("it can't be opened", segment.path, error) from error
             try:
                 yield from self._check_segment(file, segment.path, end)
             finally:
@@ -148,10 +154,10 @@ class LogFiles:
     def _check_segment(self, file: int, path: Path, end: int) -> Iterator[int]:
         at, before = 0, None
         while at < end:
-            data = os.pread(file, min(_CHECKED_BYTES, end - at), at)
+            data = _read(file, path, min(_CHECKED_BYTES, end - at), at)
             whole = self._codec.size(data, 0)
             if whole is not None and len(data) < whole <= end - at:
-                data = os.pread(file, whole, at)
+                data = _read(file, path, whole, at)
             sound, position = 0, 0
             while (batch := self._codec.parse(data, position)) is not None:
                 if before is not None and not _follows(batch, *before):
@@ -291,7 +297,8 @@ class LogFiles:
 
         Raises:
             DataDirError: damage.
-            DiskError: what was found can't be made durable.
+            AccessError: this process may not open it.
+            DiskError: what was found can't be made durable, or the system is short of something.
         """
         content = before = b""  # one segment at a time: all of them may be a gigabyte
         rewrite_at = 0
@@ -302,7 +309,7 @@ class LogFiles:
                 before, content = content, path.read_bytes()
                 rewrite_at = self._replay(position, content, synced)
         except OSError as error:
-            raise damaged(f"{self.folder}: the log can't be read ({error})") from error
+            raise trouble("the log can't be read", self.folder, error) from error
         if not found:
             raise damaged(f"{self.folder}: the log is missing")
         if self.synced < synced:
@@ -370,6 +377,8 @@ def open_log(parent: Path, lineage: int, synced: int) -> LogFiles:
 
     Raises:
         DataDirError: it is damaged.
+        AccessError: this process may not open it.
+        DiskError: the disk takes nothing, or the system is short of something.
     """
     log = LogFiles(parent / f"{_PREFIX}{lineage:016x}", lineage)
     try:
@@ -386,11 +395,18 @@ def _follows(batch: Batch, number: int, checksum: int) -> bool:
 
 def _newest_run(folder: Path) -> list[Path]:
     """The newest segments without a gap; older ones are such as a crash brought back."""
-    found = sorted(folder.glob("[0-9]*"))
+    found = sorted(path for path in folder.iterdir() if path.name.isdecimal())
     for position in range(len(found) - 1, 0, -1):
         if int(found[position - 1].name) != int(found[position].name) - 1:
             return found[position:]
     return found
+
+
+def _read(file: int, path: Path, size: int, at: int) -> bytes:
+    try:
+        return os.pread(file, size, at)
+    except OSError as error:
+        raise trouble("it can't be read", path, error) from error
 
 
 def _sync_folder(folder: Path) -> None:
@@ -402,6 +418,7 @@ def _sync_folder(folder: Path) -> None:
 
 
 def _disk_error(error: OSError) -> DiskError:
-    return DiskError(
-        f"writing to the log failed ({error}): see whether the disk of --data-dir is full or broken"
+    told = f"writing to the log failed ({error})"
+    return shortage(told, error.errno) or DiskError(
+        f"{told}: see whether the disk of --data-dir is full or broken"
     )

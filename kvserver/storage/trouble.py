@@ -41,7 +41,7 @@ _BROKEN: Final = (
 )
 """What the disk holds is lost, or is not what was written there."""
 
-_FULL: Final = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+FULL: Final = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _REFUSED: Final = (errno.EACCES, errno.EPERM)
 
 _SHORT: Final = {
@@ -63,7 +63,7 @@ def trouble(what: str, path: Path, error: OSError | lmdb.Error) -> NodeError:
     """
     told = f"{path}: {what} ({error})"
     number = error.errno if isinstance(error, OSError) else getattr(error, "code", None)
-    if isinstance(error, lmdb.DiskError) or number in _FULL:
+    if isinstance(error, lmdb.DiskError) or number in FULL:
         return DiskError(f"{told}: no room on the disk")
     if number in _REFUSED:
         return AccessError(f"{told}: {_refusal(path)}")

@@ -6,7 +6,7 @@ import resource
 import shutil
 import tempfile
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -24,7 +24,9 @@ from kvserver.errors import (
     ShortageError,
     SnapshotFailedError,
 )
+from kvserver.storage.datadir import DataDir
 from kvserver.storage.env import LmdbStorage
+from kvserver.storage.log_files import LogFiles, open_log
 from kvserver.storage.rows import REPLACE
 from kvserver.storage.trouble import trouble
 
@@ -82,11 +84,11 @@ def ends(folder: Path, kind: type[NodeError]) -> str:
     return str(caught.value)
 
 
-@pytest.mark.parametrize("name", ["", "lock.mdb", "data.mdb"])
+@pytest.mark.parametrize("name", ["", "lock.mdb", "data.mdb", "journal-*", "journal-*/0*"])
 def test_a_file_of_another_user_is_named(name: str, folder: Path) -> None:
     with another_user():
         open_all(folder)
-    barred = folder / name
+    (barred,) = folder.glob(name) if name else (folder,)
     barred.chmod(0)
     try:
         with another_user():
@@ -145,6 +147,75 @@ def test_a_copy_without_files_is_one_that_failed(
 def wait_for(name: str) -> None:
     for thread in [each for each in threading.enumerate() if each.name == name]:
         thread.join(30)
+
+
+# ---------------------------------------------------------------------------- the data directory
+
+
+def test_who_may_not_read_which_environment_is_current_is_told_so(folder: Path) -> None:
+    path = folder / "data"
+    with another_user():
+        with DataDir(path) as held:
+            held.environment()
+        barred = path / "CURRENT"
+        barred.chmod(0)
+        with DataDir(path) as held, pytest.raises(AccessError, match="CURRENT belongs to user"):
+            held.environment()
+
+
+@pytest.mark.parametrize("call", ["fsync", "mkdir", "open"])
+def test_a_first_start_without_room_is_tried_again(
+    call: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch, pytest.raises(DiskError, match="No space left"):
+        patch.setattr(os, call, failing(errno.ENOSPC))
+        with DataDir(tmp_path / "data") as held:
+            held.environment()
+    with DataDir(tmp_path / "data") as held:
+        assert held.environment().is_dir()
+
+
+def failing(number: int) -> Callable[..., None]:
+    def fail(*_: object, **__: object) -> None:
+        raise OSError(number, os.strerror(number))
+
+    return fail
+
+
+# ---------------------------------------------------------------------------- the log
+
+READS: dict[str, Callable[[LogFiles], object]] = {
+    "an entry": lambda log: log.read(2),
+    "a check": lambda log: list(log.check()),
+    "a start": lambda log: open_log(log.folder.parent, log.lineage, log.synced),
+}
+
+
+@pytest.mark.parametrize("use", READS.values(), ids=READS)
+def test_a_log_that_the_disk_does_not_give_is_damaged(
+    use: Callable[[LogFiles], object], sides: tuple[Side, Side], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    side, _ = sides
+    with_log(side, 3)
+    with monkeypatch.context() as patch, pytest.raises(DataDirError) as caught:
+        patch.setattr(os, "pread", failing(errno.EIO))
+        patch.setattr(Path, "read_bytes", failing(errno.EIO))
+        use(side.storage.log)
+    assert str(caught.value).endswith(REPLACE)
+    assert side.storage.log.read(2)[1:] == (2, 1)
+
+
+@pytest.mark.parametrize("use", [READS["a check"], READS["a start"]], ids=["a check", "a start"])
+def test_a_log_that_no_file_is_left_for_is_not(
+    use: Callable[[LogFiles], object], sides: tuple[Side, Side]
+) -> None:
+    side, _ = sides
+    with_log(side, 3)
+    with no_more_files(), pytest.raises(ShortageError):
+        use(side.storage.log)
+
+
+# ---------------------------------------------------------------------------- what is what
 
 
 @pytest.mark.parametrize(
