@@ -10,12 +10,15 @@ from collections.abc import Callable
 from typing import Final
 
 from kvserver.clock import Clock
-from kvserver.errors import NodeError
+from kvserver.errors import NodeError, ShortageError
 from kvserver.storage.check import Check
 from kvserver.storage.contract import Storage
 
 FIRST_S_MAX: Final = 60.0
 """The first pass begins this long after the start: then a restart is over, and damage is fresh."""
+
+RETRY_S: Final = 60.0
+"""From a pass that the system was too short of something for, to the next."""
 
 BUSY_PART_MAX: Final = 0.03
 """Of a core."""
@@ -56,13 +59,17 @@ async def scrub(
             before = clock.monotonic()
             try:
                 done = await loop.run_in_executor(None, check.step)
+            except ShortageError as error:  # it is all read anew, since a check can't go on
+                on_event("scrub.failed", reason=str(error))
+                break
             except NodeError as error:
                 on_damage(error)
                 return
             if await _stopped(stop, pause_s(clock.monotonic() - before)):
                 return
-        on_event("scrub.done", rows=check.rows, seconds=round(clock.monotonic() - began, 3))
-        wait_s = interval_s
+        if done:
+            on_event("scrub.done", rows=check.rows, seconds=round(clock.monotonic() - began, 3))
+        wait_s = interval_s if done else min(RETRY_S, interval_s)
 
 
 async def _stopped(stop: asyncio.Event, within_s: float) -> bool:

@@ -1,12 +1,13 @@
 """The scrub: every row is read in bounded slices, at rest most of the time, until damage is met."""
 
 import asyncio
+from collections.abc import Iterator
 
 import pytest
 from support.memory_storage import MemoryStorage
 
 from kvserver.clock import SystemClock
-from kvserver.errors import DataDirError, NodeError
+from kvserver.errors import DataDirError, NodeError, ShortageError
 from kvserver.pipeline import scrub as module
 from kvserver.pipeline.scrub import BUSY_PART_MAX, pause_s, scrub
 from kvserver.storage import check as check_module
@@ -129,3 +130,28 @@ async def test_damage_is_told_once_and_ends_it(monkeypatch: pytest.MonkeyPatch) 
     await asyncio.wait_for(watched.task, 10)
     assert watched.damage == [damage]
     assert watched.told == []
+
+
+async def test_a_pass_that_finds_no_file_left_is_begun_again(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The check of the log ends with its first error: what it did not read is not taken as read."""
+    storage = filled(3)
+    shortages = [ShortageError("no file is left")]
+
+    def check() -> Iterator[int]:
+        if shortages:
+            raise shortages.pop()
+        yield 7
+
+    monkeypatch.setattr(storage.log, "check", check)
+    watched = Watched(storage, monkeypatch)
+    while len(watched.told) < 2:
+        await watched.news.wait()
+        watched.news.clear()
+    watched.stop.set()
+    await asyncio.wait_for(watched.task, 10)
+    assert watched.damage == []
+    assert watched.told[0] == ("scrub.failed", {"reason": "no file is left"})
+    name, fields = watched.told[1]
+    assert (name, fields["rows"]) == ("scrub.done", FIXED + 3 + 7)
