@@ -395,6 +395,8 @@ def _follows(batch: Batch, number: int, checksum: int) -> bool:
 
 def _newest_run(folder: Path) -> list[Path]:
     """The newest segments without a gap; older ones are such as a crash brought back."""
+    if not folder.exists():
+        return []
     found = sorted(path for path in folder.iterdir() if path.name.isdecimal())
     for position in range(len(found) - 1, 0, -1):
         if int(found[position - 1].name) != int(found[position].name) - 1:
