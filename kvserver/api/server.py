@@ -17,6 +17,7 @@ from kvserver.api.maintenance import MaintenanceServicer
 from kvserver.api.queues import Queues
 from kvserver.api.watch import WatchServicer
 from kvserver.errors import AddressError
+from kvserver.pipeline.limits import Limits
 from kvserver.pipeline.role import Role
 
 RECEIVE_BYTES_MAX: Final = 2 << 20
@@ -24,6 +25,13 @@ RECEIVE_BYTES_MAX: Final = 2 << 20
 
 STREAMS_MAX: Final = 10_000
 """Concurrent calls on one connection."""
+
+WAITING_MAX: Final = Limits.pending_requests_max + STREAMS_MAX
+"""Calls that gRPC holds until they are looked at; those above it, it cancels without a word. It
+lies above our own limit, by one full connection, so that we are the ones who refuse."""
+
+METADATA_BYTES_MAX: Final = 72 << 10
+"""Of a call, with 32 bytes for each item (RFC 9113): 64 KiB of tokens and baggage fit in."""
 
 STANDBY_SERVICE: Final = "kv.standby"
 """Health service that says whether a standby is fit for promotion."""
@@ -33,6 +41,11 @@ _OPTIONS: Final = (
     ("grpc.max_receive_message_length", RECEIVE_BYTES_MAX),
     ("grpc.max_send_message_length", -1),
     ("grpc.max_concurrent_streams", STREAMS_MAX),
+    # of each pair the first is where gRPC begins to refuse at random
+    ("grpc.server.max_pending_requests", WAITING_MAX),
+    ("grpc.server.max_pending_requests_hard_limit", WAITING_MAX),
+    ("grpc.max_metadata_size", METADATA_BYTES_MAX),
+    ("grpc.absolute_max_metadata_size", METADATA_BYTES_MAX),
     ("grpc.keepalive_permit_without_calls", 1),
     ("grpc.http2.min_ping_interval_without_data_ms", 5_000),
 )

@@ -3,10 +3,13 @@
 import asyncio
 import contextlib
 import secrets
+from collections import Counter
+from pathlib import Path
 
 import grpc
 import pytest
 from support.cluster import (
+    CALL_S_MAX,
     address_of,
     closed_by_peer,
     crash,
@@ -18,11 +21,19 @@ from support.cluster import (
 
 from kvbench.cluster import Cluster
 from kvclient.errors import RequestTooLarge
+from kvpb.rpc_pb2 import RangeRequest
+from kvpb.rpc_pb2_grpc import KVStub
 
 pytestmark = pytest.mark.cluster
 
 GROWTH_BYTES_MAX = 96 << 20
 IDLE = 200
+CROWD = 6_000
+CROWD_S_MAX = 60.0
+SENT_S = 2.0
+DIRECT = (("grpc.enable_http_proxy", 0),)
+BAGGAGE_BYTES = 64 << 10
+LADEN = 20
 
 
 @pytest.mark.parametrize("method", ["Put", "Range", "DeleteRange", "Txn"])
@@ -75,6 +86,38 @@ async def test_many_huge_requests_do_not_fill_the_memory(cluster: Cluster) -> No
         }  # fmt: skip
     assert memory_bytes(active) < before + GROWTH_BYTES_MAX
     await cluster.control.put("key", "value", timeout_s=10)
+
+
+async def test_requests_that_come_all_at_once_are_answered(tmp_path: Path) -> None:
+    """The node stands still while they come; gRPC cancels what waits beyond its own limit."""
+    async with (
+        Cluster(tmp_path, nodes=1) as cluster,
+        grpc.aio.insecure_channel(cluster.endpoints[0], DIRECT) as channel,
+    ):
+        (node,), kv, request = cluster.nodes, KVStub(channel), RangeRequest(key=b"key")
+        await kv.Range(request, timeout=CALL_S_MAX)
+        node.stop()
+        calls = [kv.Range(request, timeout=CROWD_S_MAX) for _ in range(CROWD)]
+        await asyncio.sleep(SENT_S)
+        node.cont()
+        codes = Counter(await asyncio.gather(*(call.code() for call in calls)))
+        assert codes == {grpc.StatusCode.OK: CROWD}
+
+
+async def test_large_metadata_is_taken_within_bounds(cluster: Cluster) -> None:
+    active = await cluster.active()
+    async with grpc.aio.insecure_channel(active.client, DIRECT) as channel:
+        kv, request = KVStub(channel), RangeRequest(key=b"key")
+
+        async def carry(size: int) -> None:
+            await kv.Range(request, metadata=(("baggage", "x" * size),), timeout=CALL_S_MAX)
+
+        for _ in range(LADEN):
+            await carry(BAGGAGE_BYTES)
+        with pytest.raises(grpc.aio.AioRpcError) as refused:
+            await carry(2 * BAGGAGE_BYTES)
+        assert refused.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+        await kv.Range(request, timeout=CALL_S_MAX)
 
 
 async def test_idle_connections_and_garbage_on_both_ports(cluster: Cluster) -> None:
