@@ -53,28 +53,43 @@ def read_snapshot(
 
     Raises:
         DataDirError: it is no snapshot of this kvserver, or not as it was written.
+        OSError: `copy` can't be written.
     """
-    try:
-        with path.open("rb") as file:
+    with _reading(path):
+        file = path.open("rb")
+    with file:
+        with _reading(path):
             size = os.fstat(file.fileno()).st_size
-            content = _content_bytes(path, size, check_hash=check_hash)
-            digest, done = hashlib.sha256(), 0
-            while part := file.read(min(_READ_BYTES, content - done)):
-                if not done:
-                    _check_magic(path, part)
-                digest.update(part)
-                if copy is not None:
-                    copy.write(part)
-                done += len(part)
-                on_progress(done, content)
-            told = file.read()
-    except OSError as error:
-        raise DataDirError(f"{path} can't be read: {error.strerror}") from error
+        content = _content_bytes(path, size, check_hash=check_hash)
+        digest, done = hashlib.sha256(), 0
+        while part := _read(path, file, min(_READ_BYTES, content - done)):
+            if not done:
+                _check_magic(path, part)
+            digest.update(part)
+            if copy is not None:
+                copy.write(part)
+            done += len(part)
+            on_progress(done, content)
+        told = _read(path, file, -1)
     if check_hash and told != digest.digest():
         raise DataDirError(
             f"{path} is damaged: its content and the sha256 at its end do not match; use another"
         )
     return SnapshotFile(path, content, digest.digest())
+
+
+@contextmanager
+def _reading(path: Path) -> Iterator[None]:
+    """Of calls that read the file, so that nothing else that fails is blamed on it."""
+    try:
+        yield
+    except OSError as error:
+        raise DataDirError(f"{path} can't be read: {error.strerror}") from error
+
+
+def _read(path: Path, file: BinaryIO, size: int) -> bytes:
+    with _reading(path):
+        return file.read(size)
 
 
 def _content_bytes(path: Path, size: int, *, check_hash: bool) -> int:

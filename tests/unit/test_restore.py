@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 from click.testing import CliRunner, Result
+from support.limits import no_file_above
 
 from kvpb import raft_pb2
 from kvpb.raft_pb2 import Command, CommandBatch, PublishMember
@@ -272,6 +273,17 @@ def test_a_file_that_is_not_there(tmp_path: Path) -> None:
     assert done.exit_code == ExitCode.DATA_DIR
     assert "can't be read: No such file" in done.stderr
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_disk_that_takes_no_copy_is_named_and_not_the_snapshot(
+    snapshot: Path, tmp_path: Path
+) -> None:
+    with no_file_above(snapshot.stat().st_size // 2):
+        done = restored(snapshot, tmp_path, "n1")
+    assert done.exit_code == ExitCode.DATA_DIR
+    assert f"{tmp_path / 'n1'}.restoring can't be written: File too large" in done.stderr
+    assert str(snapshot) not in done.stderr
+    assert list(tmp_path.iterdir()) == [snapshot]
 
 
 def test_a_database_copied_by_hand(tmp_path: Path) -> None:

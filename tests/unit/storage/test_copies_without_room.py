@@ -2,11 +2,8 @@
 
 import hashlib
 import os
-import resource
 import shutil
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
 
 import lmdb
 import pytest
@@ -24,6 +21,7 @@ from support.copying import (
     wait_removed,
     with_log,
 )
+from support.limits import no_file_above
 
 from kvserver.errors import DiskError, SnapshotFailedError
 from kvserver.storage.copies import LEFT_FREE_BYTES, RETRY_S
@@ -177,17 +175,6 @@ def test_a_compact_copy_without_space_changes_nothing(
     assert side.copies.compacted() is None
     assert [name for name, _ in side.events] == ["defragment.failed"]
     assert {path.name for path in side.data_dir.path.iterdir()} == WHILE_RUNNING
-
-
-@contextmanager
-def no_file_above(size: int) -> Iterator[None]:
-    """A disk that takes no more, as far as one file is concerned."""
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
 def test_parts_that_find_no_room_are_asked_for_again_later(sides: tuple[Side, Side]) -> None:

@@ -13,7 +13,7 @@ from pathlib import Path
 import lmdb
 import pytest
 from support.copying import Side, finish_copying, with_log
-from support.open_files import no_more_files
+from support.limits import no_more_files
 
 from kvserver.errors import (
     AccessError,

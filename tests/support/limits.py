@@ -1,10 +1,21 @@
-"""A process that may open no more files."""
+"""A process that may open no more files, or write no longer ones."""
 
 import errno
 import os
 import resource
 from collections.abc import Iterator
 from contextlib import contextmanager
+
+
+@contextmanager
+def no_file_above(size: int) -> Iterator[None]:
+    """A disk that takes no more, as far as one file is concerned."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
 @contextmanager
