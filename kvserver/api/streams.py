@@ -79,6 +79,8 @@ async def after_first_request(requests: AsyncIterator[Request]) -> AsyncIterator
     was closed: the error they get to see is EOF, and they do not move on.
     """
     first = asyncio.ensure_future(anext(requests))
+    # who is refused leaves it unread: asyncio would log how it ended
+    first.add_done_callback(lambda ended: ended.cancelled() or ended.exception())
     await asyncio.wait({first}, timeout=FIRST_WITHIN_S)
     return _chained(first, requests)
 

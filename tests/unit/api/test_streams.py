@@ -1,12 +1,15 @@
 """When streams end: with the active that they began on."""
 
 import asyncio
+import gc
+from collections.abc import AsyncIterator
 from dataclasses import replace
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
-from kvserver.api.streams import until_deposed
+from kvserver.api.streams import after_first_request, until_deposed
 from kvserver.pipeline.limits import Limits
 from kvserver.pipeline.role import RoleMachine
 from kvserver.raft.engine import RaftStatus
@@ -63,3 +66,36 @@ async def test_so_does_an_obstacle_that_was_gone_at_once(role: RoleMachine) -> N
 async def test_on_a_standby_it_has_ended(role: RoleMachine) -> None:
     role.observe(DEPOSED)
     await asyncio.wait_for(until_deposed(role), WITHIN_S)
+
+
+# ---------------------------------------------------------------------------- the first request
+
+
+async def saying(*requests: int, broken: bool = False) -> AsyncIterator[int]:
+    for request in requests:
+        yield request
+    if broken:
+        raise ConnectionError
+
+
+@pytest.mark.parametrize("said", [(), (1,), (1, 2, 3)])
+async def test_all_requests_are_passed_on(said: tuple[int, ...]) -> None:
+    requests = await after_first_request(saying(*said))
+    assert [request async for request in requests] == list(said)
+
+
+async def test_what_breaks_before_the_first_request_is_told() -> None:
+    requests = await after_first_request(saying(broken=True))
+    with pytest.raises(ConnectionError):
+        await anext(requests)
+
+
+@pytest.mark.parametrize("broken", [False, True])
+async def test_a_stream_that_nobody_reads_on_ends_in_silence(broken: bool) -> None:
+    """It is refused, and its client was gone without a request."""
+    complaints: list[dict[str, Any]] = []
+    loop = asyncio.get_running_loop()
+    loop.set_exception_handler(lambda _, complaint: complaints.append(complaint))
+    await after_first_request(saying(broken=broken))
+    gc.collect()
+    assert not complaints
