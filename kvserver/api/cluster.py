@@ -9,7 +9,12 @@ from kvpb import rpc_pb2, rpc_pb2_grpc
 from kvpb.raft_pb2 import Member
 from kvserver.api.door import Door
 from kvserver.config import parse_address
-from kvserver.errors import LearnerNotReadyError, PeerUrlInvalidError, UsageError
+from kvserver.errors import (
+    LearnerNotReadyError,
+    MemberNotFoundError,
+    PeerUrlInvalidError,
+    UsageError,
+)
 from kvserver.raft.entry import MemberId
 
 Context = grpc.aio.ServicerContext
@@ -86,6 +91,8 @@ class ClusterServicer(rpc_pb2_grpc.ClusterServicer):
 
     async def _update(self, request: rpc_pb2.MemberUpdateRequest) -> rpc_pb2.MemberUpdateResponse:
         await self._door.role.require_active()
+        if MemberId(request.ID) not in self._door.roster.members:  # etcd looks at this first
+            raise MemberNotFoundError
         address = _address(request.peerURLs)
         now = await self._door.operator.readdress(MemberId(request.ID), address)
         response = rpc_pb2.MemberUpdateResponse(members=self._list(now.members))
@@ -125,11 +132,11 @@ class ClusterServicer(rpc_pb2_grpc.ClusterServicer):
 
 
 def _address(urls: Iterable[str]) -> str:
-    """host:port of the one peer URL."""
+    """host:port of the one peer URL; members do not speak TLS."""
     given = list(urls)
-    if len(given) != 1 or not given[0].startswith(("http://", "https://")):
+    if len(given) != 1 or not given[0].startswith("http://"):
         raise PeerUrlInvalidError
-    address = given[0].partition("://")[2].rstrip("/")
+    address = given[0].removeprefix("http://").rstrip("/")
     try:
         parse_address("peerURLs", address)
     except UsageError:

@@ -26,6 +26,8 @@ from kvbench.ports import Ports
 from kvclient import AsyncClient
 from kvclient.errors import LearnerNotReady, MemberNotFound, NotLearner, TooManyLearners
 from kvpb import rpc_pb2
+from kvserver.api.status import CATALOGUE
+from kvserver.errors import MemberNotFoundError, PeerUrlInvalidError
 
 pytestmark = pytest.mark.cluster
 
@@ -167,6 +169,26 @@ async def test_a_node_moves_to_another_address(
         assert await cluster.wait_in_step() is node
         await writers.flow()
     await writers.verify(cluster)
+
+
+async def test_urls_that_nobody_can_be_reached_at_are_refused(
+    cluster: Cluster, client: AsyncClient
+) -> None:
+    active = await cluster.active()
+    before = await client.members()
+    for urls in ([], ["nonsense"], ["https://127.0.0.1:9"], ["http://127.0.0.1:9/path"]):
+        add = rpc_pb2.MemberAddRequest(peerURLs=urls)
+        update = rpc_pb2.MemberUpdateRequest(ID=before[0].id, peerURLs=urls)
+        unknown = rpc_pb2.MemberUpdateRequest(ID=1, peerURLs=urls)
+        for method, request, error in (
+            ("MemberAdd", add, PeerUrlInvalidError),
+            ("MemberUpdate", update, PeerUrlInvalidError),
+            ("MemberUpdate", unknown, MemberNotFoundError),
+        ):
+            body = request.SerializeToString()
+            answer = await raw_call(active.client, f"/etcdserverpb.Cluster/{method}", body)
+            assert answer == CATALOGUE[error], urls
+    assert await client.members() == before
 
 
 def kv(cluster: Cluster, *arguments: str) -> str:
