@@ -179,6 +179,18 @@ class MaintenanceServicer(rpc_pb2_grpc.MaintenanceServicer):
             await self._door.operator.move_leader(target)
         return rpc_pb2.MoveLeaderResponse()
 
+    async def Downgrade(
+        self,
+        request: rpc_pb2.DowngradeRequest,
+        context: "Context[rpc_pb2.DowngradeRequest, rpc_pb2.DowngradeResponse]",
+    ) -> rpc_pb2.DowngradeResponse:
+        """Not here: said as by a server of etcd that does not know it."""
+        await context.abort(
+            grpc.StatusCode.UNIMPLEMENTED,
+            "unknown method Downgrade for service etcdserverpb.Maintenance",
+        )
+        raise AssertionError  # abort has raised already
+
 
 def _tell_soon(loop: asyncio.AbstractEventLoop, ended: "asyncio.Future[bool]", done: bool) -> None:
     """From another thread."""

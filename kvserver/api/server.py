@@ -56,9 +56,8 @@ class ApiServer:
 
     def __init__(self, door: Door) -> None:
         self._server = grpc.aio.server(options=_OPTIONS)
-        # methods that a servicer leaves out answer UNIMPLEMENTED
         kv = KvServicer(door)
-        maintenance = MaintenanceServicer(door)  # type: ignore[abstract]
+        maintenance = MaintenanceServicer(door)
         cluster = ClusterServicer(door)
         rpc_pb2_grpc.add_KVServicer_to_server(kv, self._server)
         WatchServicer(door).add_to(self._server)

@@ -52,6 +52,10 @@ async def test_unknown_methods_and_services(cluster: Cluster) -> None:
     for method in ("/etcdserverpb.KV/Steal", "/nobody.Knows/It", "/etcdserverpb.Auth/Nothing"):
         code, _ = await raw_call(active.client, method, b"")
         assert code is grpc.StatusCode.UNIMPLEMENTED
+    assert await raw_call(active.client, "/etcdserverpb.Maintenance/Downgrade", b"") == (
+        grpc.StatusCode.UNIMPLEMENTED,
+        "unknown method Downgrade for service etcdserverpb.Maintenance",
+    )
     await cluster.control.put("key", "value", timeout_s=10)
 
 
