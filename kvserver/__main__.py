@@ -19,6 +19,7 @@ from kvserver.clock import SystemClock
 from kvserver.config import Config, flag_name
 from kvserver.errors import DiskError, ExitCode, LostDiskError, NodeError, StoppedError
 from kvserver.node import Node
+from kvserver.storage.open_files import raise_limit
 from kvserver.telemetry import Event, start_logging
 
 _RESTARTS: Final = "_KVSERVER_RESTARTS"
@@ -26,6 +27,9 @@ _RESTARTS: Final = "_KVSERVER_RESTARTS"
 
 RESTART_DELAY_S_MAX: Final = 30.0
 HEALTHY_AFTER_S: Final = 60.0
+
+FILES_ADVISED_MIN: Final = 4096
+"""For clients, peers and the node itself."""
 
 _KINDS: Final = {bool: "true or false", int: "a whole number", str: "a string"}
 """What the values of a TOML file are called."""
@@ -123,6 +127,7 @@ def serve(config: Config) -> ExitCode:
         print(f"kvserver: {error}", file=sys.stderr)
         return error.exit_code
     event = start_logging(config.log_level)
+    _raise_limit(event)
     started = SystemClock().monotonic()
     try:
         return uvloop.run(_run(config, event))
@@ -144,6 +149,16 @@ async def _run(config: Config, event: Event) -> ExitCode:
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, node.stop)
     return await node.run()
+
+
+def _raise_limit(event: Event) -> None:
+    files = raise_limit()
+    if files < FILES_ADVISED_MIN:
+        event(
+            "config.advice", option="ulimit -Hn", value=files,
+            reason=f"every client connection takes a file: allow {2 * FILES_ADVISED_MIN} "
+            "(LimitNOFILE of systemd)",
+        )  # fmt: skip
 
 
 def _start_over(event: Event, *, ran_s: float) -> None:

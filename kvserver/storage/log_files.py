@@ -28,6 +28,7 @@ from typing import Final
 from kvserver.errors import DiskError
 from kvserver.storage.contract import LogEntry
 from kvserver.storage.log_batch import ENTRY_BYTES, Batch, BatchCodec, Place, decode_entry
+from kvserver.storage.open_files import open_for_log
 from kvserver.storage.rows import damaged
 from kvserver.storage.trouble import shortage, trouble
 
@@ -50,7 +51,7 @@ class _Segment:
         self.path = path
         self.number = int(path.name)
         flags = os.O_RDWR | (os.O_CREAT | os.O_TRUNC if fresh else 0)
-        self.file = os.open(path, flags, 0o600)
+        self.file = open_for_log(path, flags)
         self.grown = 0
         self.end = 0
         """Of the synced batches."""
@@ -412,7 +413,7 @@ def _read(file: int, path: Path, size: int, at: int) -> bytes:
 
 
 def _sync_folder(folder: Path) -> None:
-    opened = os.open(folder, os.O_RDONLY)
+    opened = open_for_log(folder, os.O_RDONLY)
     try:
         os.fsync(opened)
     finally:

@@ -217,6 +217,7 @@ class World:
         self.now = 100.0
         self.ran_s = 1.0
         self.end: NodeError | ExitCode = ExitCode.OK
+        self.files = entry.FILES_ADVISED_MIN
         world = self
 
         class FakeNode:
@@ -241,6 +242,7 @@ class World:
 
         monkeypatch.setattr(entry, "Node", FakeNode)
         monkeypatch.setattr(entry, "SystemClock", FakeClock)
+        monkeypatch.setattr(entry, "raise_limit", lambda: world.files)
         monkeypatch.setattr("kvserver.__main__.os.execv", execv)
         monkeypatch.setattr("kvserver.__main__.time.sleep", self.slept.append)
         # so that what starting over sets is put back
@@ -280,6 +282,16 @@ def test_an_error_of_the_node_is_an_exit_code(
 
 def test_a_node_that_is_stopped_ends_well(world: World) -> None:
     assert entry.serve(DEFAULTS) == 0
+
+
+@pytest.mark.parametrize("files", [1024, entry.FILES_ADVISED_MIN])
+def test_a_low_limit_of_open_files_is_told(
+    files: int, world: World, capfd: pytest.CaptureFixture[str]
+) -> None:
+    world.files = files
+    assert entry.serve(DEFAULTS) == 0
+    said = capfd.readouterr().err
+    assert ('warning config.advice option="ulimit -Hn" value=1024' in said) == (files == 1024)
 
 
 def test_options_that_contradict_each_other(
