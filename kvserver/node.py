@@ -33,7 +33,7 @@ from kvserver.pipeline.operator import Operator
 from kvserver.pipeline.outcome import Result
 from kvserver.pipeline.proposer import Proposer
 from kvserver.pipeline.reader import Reader
-from kvserver.pipeline.role import Role, RoleMachine
+from kvserver.pipeline.role import REMOVED, Role, RoleMachine
 from kvserver.pipeline.roster import Roster
 from kvserver.pipeline.scrub import scrub
 from kvserver.pipeline.space import Space
@@ -285,6 +285,7 @@ class Node:
                 refuse_reason=lambda hello: self._engine.refuse_reason(hello),
                 answer_joining=lambda hello: self._engine.answer_joining(hello),
                 on_lost_disk=self._on_lost_disk,
+                on_removed=self._on_removed,
                 post=lambda event: self._engine.post(event),
                 wake=lambda: self._thread.wake(),
                 on_event=self._event,
@@ -295,6 +296,13 @@ class Node:
         """The cluster knows an older directory of this member; from the raft thread."""
         if not self._engine.established:  # else this one has voted, and stays as it is
             self._fail_soon(self._loop)(LostDiskError(reason))
+
+    def _on_removed(self, removed: bool) -> None:
+        """The members say whether this node is one of them; from the raft thread."""
+        if removed:
+            self._event("node.removed", reason=REMOVED)
+        if not self._loop.is_closed():
+            self._loop.call_soon_threadsafe(self._role.set_removed, removed)
 
     def _on_applied(
         self, index: int, term: int, results: list[Result], changes: list[Change],

@@ -19,7 +19,8 @@ LEVELS = ("debug", "info", "warning", "error")
 
 _WARNINGS = frozenset({
     "peer.rejected", "transfer.failed", "node.stuck", "node.restart", "config.ignored",
-    "config.advice", "alarm.raised", "node.disqualified", "compare.differs", "compare.undecided",
+    "config.advice", "alarm.raised", "node.disqualified", "node.removed", "compare.differs",
+    "compare.undecided",
 })  # fmt: skip
 _DEBUG = frozenset({"turn.slow"})
 

@@ -20,6 +20,7 @@ from kvserver.mvcc.hashing import StoredHashBuilder
 from kvserver.mvcc.history import check_revision, compacted_revision
 from kvserver.mvcc.statehash import StateHash
 from kvserver.mvcc.store import current_revision
+from kvserver.pipeline.role import REMOVED
 from kvserver.raft.entry import MemberId
 
 API_VERSION: Final = f"3.5.0+kvserver.{__version__}"
@@ -57,6 +58,8 @@ class MaintenanceServicer(rpc_pb2_grpc.MaintenanceServicer):
             errors=[] if raft.leader else ["etcdserver: no leader"],
             dbSizeQuota=self._door.quota_bytes,
         )  # fmt: skip
+        if self._door.role.removed:
+            response.errors.append(f"kvserver: {REMOVED}")
         response.errors.extend(alarm.text() for alarm in self._door.alarms.raised)
         with self._door.storage.read() as txn:
             self._door.fill(response.header, current_revision(txn))

@@ -6,12 +6,18 @@ Active = leader, the no-op of its term applied, and able to serve. Everything el
 import asyncio
 from collections.abc import Callable
 from enum import Enum
+from typing import Final
 
 from kvserver.clock import Clock
 from kvserver.errors import CorruptClusterError, NotActiveError
 from kvserver.pipeline.limits import Limits
 from kvserver.raft.engine import RaftStatus
 from kvserver.raft.entry import MemberId
+
+REMOVED: Final = (
+    "this node was removed from the cluster: stop it, and empty its data directory before it joins "
+    "again"
+)
 
 
 class Role(Enum):
@@ -55,11 +61,17 @@ class RoleMachine:
         self.leads = False
         """This node decides what enters the log, whether it may serve or not."""
         self._disqualified = False
+        self._removed = False
 
     @property
     def active(self) -> bool:
         """True if this node serves."""
         return self.role is Role.ACTIVE
+
+    @property
+    def removed(self) -> bool:
+        """True if this node is no member any more: no election makes it serve."""
+        return self._removed
 
     @property
     def parked(self) -> int:
@@ -79,6 +91,11 @@ class RoleMachine:
         self._obstacle = reason
         self._update(self.term, self.leader, reason or "recovered")
 
+    def set_removed(self, removed: bool) -> None:
+        """The members say whether this node is one of them."""
+        self._removed = removed
+        self._wake()
+
     async def change(self) -> None:
         """Return when role or leader change next."""
         await self._changed.wait()
@@ -88,12 +105,15 @@ class RoleMachine:
         role = Role.ACTIVE if serves else Role.STANDBY
         moved = role is not self.role
         if moved or leader != self.leader:
-            self._changed.set()
-            self._changed = asyncio.Event()
+            self._wake()
         self.role, self.term, self.leader = role, term, leader
         if moved:
             self.epoch += 1
             self._on_change(role, term, reason)
+
+    def _wake(self) -> None:
+        self._changed.set()
+        self._changed = asyncio.Event()
 
     async def require_active(self) -> None:
         """Return if this node is the active; park while nobody knows who is.
@@ -116,7 +136,8 @@ class RoleMachine:
 
     def _awaiting_election(self) -> bool:
         """Nobody is known to lead, or this node does but has not finished taking over."""
-        return self._obstacle is None and self.leader in (None, self._me)
+        hopeless = self._obstacle is not None or self._removed
+        return not hopeless and self.leader in (None, self._me)
 
     async def _park(self, left_s: float) -> bool:
         """Wait for news about who leads; False if there were none in time."""

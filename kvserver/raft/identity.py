@@ -225,6 +225,12 @@ class OwnDiskNew(str):
     __slots__ = ()
 
 
+class NotMember(str):
+    """A reason to refuse a node that was removed: it is no member and will be none."""
+
+    __slots__ = ()
+
+
 def refuse_reason(
     mine: raft_pb2.Identity, configuration: Configuration, hello: raft_pb2.Hello
 ) -> str | None:
@@ -238,7 +244,7 @@ def refuse_reason(
     if member is None and hello.established and hello.membership_index > configuration.index:
         return None  # it knows newer members than this node, which may have to learn them from it
     if member is None:
-        return f"{hello.member_id:x} is not a member of this cluster (any more)"
+        return NotMember(f"{hello.member_id:x} is not a member of this cluster (any more)")
     pinned = member.incarnation or mine.pins.get(hello.member_id)
     if pinned is not None and pinned != hello.incarnation:
         return PeerLostDisk(

@@ -24,7 +24,7 @@ from kvserver.raft.frames import (
     FrameError,
     encode_frame,
 )
-from kvserver.raft.identity import OwnDiskNew, PeerLostDisk
+from kvserver.raft.identity import NotMember, OwnDiskNew, PeerLostDisk
 from kvserver.telemetry import Repeats
 
 HELLO_WITHIN_S: Final = 2.0
@@ -68,6 +68,8 @@ class Links:
     """To a node that asks to be taken in."""
     on_lost_disk: Callable[[str], None]
     """The others know an older data directory of this member."""
+    on_removed: Callable[[bool], None]
+    """A member says that this node is none, and no other takes it for one; or one does again."""
     post: Callable[[Event], None]
     """Takes events in the order in which they happened."""
     wake: Callable[[], None]
@@ -87,6 +89,7 @@ class PeerTransport:
         self._strangers: dict[PeerConnection, None] = {}
         """In order of arrival."""
         self._lost: dict[MemberId, asyncio.Event] = {}
+        self._removed = False
         self.complaints = Repeats()
 
     async def start(self) -> None:
@@ -212,6 +215,8 @@ class PeerTransport:
                     connection.drop("silent for too long")
                 else:
                     connection.write_frame(_SIGN_OF_LIFE)
+            if self._taken_for_member():
+                self._set_removed(False)
 
     # ------------------------------------------------------------------ from the connections
 
@@ -251,6 +256,21 @@ class PeerTransport:
             return False
         by_lower = self.links.me < member
         return (old.dialled is not None) is by_lower and (new.dialled is not None) is not by_lower
+
+    def called_no_member(self) -> None:
+        """A peer has refused this node as one that was removed."""
+        if not self._taken_for_member():
+            self._set_removed(True)
+
+    def _taken_for_member(self) -> bool:
+        """Whether a peer lets this node stay: it would have refused it within moments."""
+        stable_since = self.links.clock.monotonic() - STABLE_S
+        return any(each.believed_at <= stable_since for each in self._connections.values())
+
+    def _set_removed(self, removed: bool) -> None:
+        if removed is not self._removed:
+            self._removed = removed
+            self.links.on_removed(removed)
 
     def lost(self, connection: "PeerConnection") -> None:
         """A connection has ended."""
@@ -339,6 +359,8 @@ class PeerConnection(asyncio.Protocol):
                 reason = message.refusal.reason[:500]
                 if message.refusal.lost_disk:
                     self._links.on_lost_disk(reason)
+                if message.refusal.not_member and self.dialled is not None:
+                    self._owner.called_no_member()
                 self._complain(f"refused by peer: {reason}")
             case None:
                 return
@@ -362,8 +384,11 @@ class PeerConnection(asyncio.Protocol):
             self._links.on_lost_disk(reason)
         if reason is not None:
             self.refused = True
-            lost_disk = isinstance(reason, PeerLostDisk)
-            self.write(PeerMessage(refusal=Refusal(reason=reason, lost_disk=lost_disk)))
+            refusal = Refusal(
+                reason=reason, lost_disk=isinstance(reason, PeerLostDisk),
+                not_member=isinstance(reason, NotMember),
+            )  # fmt: skip
+            self.write(PeerMessage(refusal=refusal))
             self._complain(f"refused: {reason}")
             return
         if self.member is not None:

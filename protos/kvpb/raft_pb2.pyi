@@ -555,18 +555,22 @@ class Refusal(_message.Message):
 
     REASON_FIELD_NUMBER: _builtins.int
     LOST_DISK_FIELD_NUMBER: _builtins.int
+    NOT_MEMBER_FIELD_NUMBER: _builtins.int
     reason: _builtins.str
     lost_disk: _builtins.bool
     """The asking node is a member with another directory: it may come back as a new member."""
+    not_member: _builtins.bool
+    """The asking node is none of the members (any more): its id does not come back."""
     def __init__(
         self,
         *,
         reason: _builtins.str = ...,
         lost_disk: _builtins.bool = ...,
+        not_member: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["lost_disk", b"lost_disk", "reason", b"reason"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["lost_disk", b"lost_disk", "not_member", b"not_member", "reason", b"reason"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

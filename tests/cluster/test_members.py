@@ -9,7 +9,7 @@ from collections.abc import AsyncIterator, Iterator
 
 import grpc
 import pytest
-from support.cluster import WAIT_S_MAX, crash, raw_call, wait_until, writing
+from support.cluster import WAIT_S_MAX, crash, raw_call, wait_said, wait_until, writing
 from support.etcd import Etcd
 from support.joining import (
     addresses,
@@ -27,12 +27,16 @@ from kvclient import AsyncClient
 from kvclient.errors import LearnerNotReady, MemberNotFound, NotLearner, TooManyLearners
 from kvpb import rpc_pb2
 from kvserver.api.status import CATALOGUE
-from kvserver.errors import MemberNotFoundError, PeerUrlInvalidError
+from kvserver.errors import MemberNotFoundError, NotActiveError, PeerUrlInvalidError
+from kvserver.pipeline.limits import Limits
+from kvserver.pipeline.role import REMOVED
 
 pytestmark = pytest.mark.cluster
 
 DISTURB_S = 1.5
 """Some election timeouts."""
+
+CALLS = 4
 
 
 @pytest.fixture
@@ -77,6 +81,18 @@ async def neither_serves_nor_disturbs(cluster: Cluster, removed: Node) -> None:
     assert (after.term, after.leader) == (before.term, before.leader), removed.tail()
 
 
+async def knows_that_it_was_removed(client: AsyncClient, removed: Node) -> None:
+    """It says so to people, and lets no client wait."""
+    await wait_said(removed, "node.removed")
+    status = await client.status(removed.client)
+    assert f"kvserver: {REMOVED}" in status.errors
+    put = rpc_pb2.PutRequest(key=b"k", value=b"v").SerializeToString()
+    async with asyncio.timeout(CALLS * Limits.parked_s / 2):
+        for _ in range(CALLS):
+            answer = await raw_call(removed.client, "/etcdserverpb.KV/Put", put)
+            assert answer == CATALOGUE[NotActiveError]
+
+
 async def test_a_learner_joins_is_promoted_and_is_removed_again(
     cluster: Cluster, client: AsyncClient, ports: Ports
 ) -> None:
@@ -111,6 +127,7 @@ async def test_a_learner_joins_is_promoted_and_is_removed_again(
         leave(cluster, node)
         try:
             await neither_serves_nor_disturbs(cluster, node)
+            await knows_that_it_was_removed(client, node)
             await writers.flow()
         finally:
             node.end()
@@ -132,6 +149,7 @@ async def test_the_active_itself_is_removed_and_the_rest_starts_again(
         try:
             await writers.flow()
             await neither_serves_nor_disturbs(cluster, removed)
+            await knows_that_it_was_removed(client, removed)
         finally:
             removed.end()
         for node in cluster.nodes:

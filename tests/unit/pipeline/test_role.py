@@ -100,6 +100,22 @@ async def test_who_is_disqualified_waits_for_a_successor_and_then_says_why() -> 
     ]
 
 
+async def test_who_was_removed_waits_for_no_election() -> None:
+    role, _ = machine()
+    waiting = asyncio.create_task(role.require_active())
+    await asyncio.sleep(0)
+    role.set_removed(True)
+    for refused in (waiting, asyncio.create_task(role.require_active())):
+        async with asyncio.timeout(Limits.parked_s / 2):
+            with pytest.raises(NotActiveError):
+                await refused
+    role.set_removed(False)
+    waiting = asyncio.create_task(role.require_active())
+    await asyncio.sleep(0)
+    role.observe(status(ME, active=True))
+    await waiting
+
+
 async def test_an_obstacle_ends_service_and_its_end_brings_it_back() -> None:
     role, changes = machine()
     role.observe(status(ME, active=True))

@@ -13,6 +13,7 @@ from kvserver.raft import transport as transports
 from kvserver.raft.engine import Connected, Disconnected, Event, Received
 from kvserver.raft.entry import MemberId
 from kvserver.raft.frames import HELLO_BYTES_MAX, FrameDecoder, FrameError, encode_frame
+from kvserver.raft.identity import NotMember
 from kvserver.raft.transport import Links, PeerTransport
 
 ONE, TWO = MemberId(1), MemberId(2)
@@ -34,6 +35,7 @@ class End:
         self.log: list[tuple[str, dict[str, object]]] = []
         self.changed = asyncio.Event()
         self.refuse: str | None = None
+        self.removed: list[bool] = []
         self.port = port
         self.transport = PeerTransport(
             Links(
@@ -41,7 +43,7 @@ class End:
                 hello=lambda: Hello(protocol=1, member_id=me), refuse_reason=lambda _: self.refuse,
                 answer_joining=lambda _: PeerMessage(refusal=Refusal(reason="not expected")),
                 on_lost_disk=lambda reason: self.log.append(("lost disk", {"reason": reason})),
-                post=self.events.append, wake=self.changed.set,
+                on_removed=self.removed.append, post=self.events.append, wake=self.changed.set,
                 on_event=lambda name, **fields: self.log.append((name, fields)),
             )
         )  # fmt: skip
@@ -177,6 +179,28 @@ async def test_a_refused_peer_is_told_why(ends: tuple[End, End]) -> None:
     one.refuse = "because of the test"
     two.transport._connections[ONE].drop("test")
     await two.until_logged("because of the test")
+
+
+async def test_who_was_removed_is_told_once_until_a_peer_lets_it_stay(
+    ends: tuple[End, End], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The peer says its own hello first, so for a moment it is believed each time."""
+    monkeypatch.setattr(transports, "REDIAL_REFUSED_S", 0.05)
+    one, two = ends
+    two.refuse = "of another cluster"
+    two.transport._connections[ONE].drop("test")
+    await one.until_logged("of another cluster")
+    assert one.removed == []
+    two.refuse = NotMember("no member")
+    await one.until_logged("no member")
+    seen = sum(isinstance(event, Connected) for event in one.events)
+    await one.until(Connected, seen + 3)
+    assert one.removed == [True]
+    two.refuse = None
+    async with asyncio.timeout(10):
+        while one.removed != [True, False]:
+            await asyncio.sleep(0.01)
+    assert two.removed == []
 
 
 @pytest.mark.parametrize("words", ["a refusal", "nothing more"])
