@@ -6,13 +6,12 @@ Layout in the data directory: `copy-out/`, `copy-in/`, `copy-own/`, `backup-N/`,
 a restart, and a new `env-N/` for a copy that takes the place of the state; then CURRENT names it.
 """
 
-import errno
 import hashlib
 import os
 import shutil
 import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable
+from contextlib import suppress
 from itertools import count
 from pathlib import Path
 from typing import Final
@@ -30,13 +29,11 @@ from kvserver.storage.check import Check
 from kvserver.storage.contract import Storage
 from kvserver.storage.datadir import DataDir
 from kvserver.storage.env import LmdbStorage
+from kvserver.storage.room import Room
 
 _FILE: Final = "data.mdb"
 _READ_BYTES: Final = 1 << 20
 _CHECK_PAUSE_S: Final = 0.001
-
-LEFT_FREE_BYTES: Final = 256 << 20
-"""Of the disk: a copy that takes the last room stops the node, as the log has none then."""
 
 RETRY_S: Final = 10.0
 """Between a copy that failed and the next attempt: each costs the time of a whole one."""
@@ -44,50 +41,6 @@ RETRY_S: Final = 10.0
 
 ARRIVE_WITHIN_S: Final = 30.0
 """Of a foreign copy of which nothing came for so long, no more will."""
-
-
-class _Room:
-    """Of the disk, for the copies that are under way."""
-
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
-        self._lock = threading.Lock()
-        self._promised = 0
-        """Bytes that copies may still write. Invariant: as far as one can see, the disk has so much
-        and `LEFT_FREE_BYTES` besides."""
-
-    def promise(self, size: int) -> None:
-        """Before a copy is begun; to be taken back as it is written.
-
-        Raises:
-            OSError: there is too little.
-        """
-        with self._lock:
-            needed = size + LEFT_FREE_BYTES
-            free = shutil.disk_usage(self._folder).free - self._promised
-            if free < needed:
-                told = f"{max(free, 0) >> 20} MiB are free, a copy needs {needed >> 20} MiB"
-                raise OSError(errno.ENOSPC, told)
-            self._promised += size
-
-    def take_back(self, size: int) -> None:
-        """So much is written now, or never will be."""
-        with self._lock:
-            self._promised -= size
-
-    @contextmanager
-    def for_copy(self, source: LmdbStorage) -> Iterator[None]:
-        """While a compact copy is made of it.
-
-        Raises:
-            OSError: there is too little.
-        """
-        _, used = source.size()  # a compact copy leaves out the rest
-        self.promise(used)
-        try:
-            yield
-        finally:
-            self.take_back(used)
 
 
 class FileCopy:
@@ -123,18 +76,18 @@ class FileCopy:
 class _Incoming:
     """What has arrived of a foreign copy."""
 
-    def __init__(self, number: int, total: int, folder: Path, room: _Room, now: float) -> None:
-        room.promise(total)
-        self._room = room
-        self._promised = total
-        self.heard_at = now
+    def __init__(self, number: int, total: int, folder: Path, room: Room, now: float) -> None:
         folder.mkdir(mode=0o700)
+        self.heard_at = now
         self.number = number
         self.total = total
         self.path = folder / _FILE
         self.arrived = 0
         self.digest = hashlib.sha256()
         self._file = self.path.open("wb")
+        room.promise(total)
+        self._room = room
+        self._promised = total
 
     def add(self, data: bytes) -> None:
         self._file.write(data)
@@ -276,7 +229,7 @@ class LmdbCopies:
         self._clock = clock
         self._event = on_event
         self._on_damage = on_damage
-        self._room = _Room(data_dir.path)
+        self._room = Room(data_dir.path)
         self._out = data_dir.path / "copy-out"
         self._in = data_dir.path / "copy-in"
         self._outgoing: _Outgoing | None = None

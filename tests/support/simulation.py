@@ -23,6 +23,7 @@ from kvserver.raft.engine import (
     EngineParts,
     RaftEngine,
     RaftStatus,
+    Received,
 )
 from kvserver.raft.entry import MemberId
 from kvserver.raft.identity import ClusterPlan, open_identity, plan_cluster
@@ -458,3 +459,9 @@ class Cluster(Network):
                 for node in self.nodes.values()
             ),
         )
+
+
+def give(node: SimNode, source: MemberId, **message: object) -> None:
+    """Deliver one message and take a turn."""
+    node.engine.post(Received(source, PeerMessage(**message)))  # type: ignore[arg-type]
+    node.turn()

@@ -24,8 +24,9 @@ from support.copying import (
 from support.limits import no_file_above
 
 from kvserver.errors import DiskError, SnapshotFailedError
-from kvserver.storage.copies import LEFT_FREE_BYTES, RETRY_S
+from kvserver.storage.copies import RETRY_S
 from kvserver.storage.env import LmdbStorage
+from kvserver.storage.room import LEFT_FREE_BYTES
 
 
 def test_a_copy_without_space_leaves_nothing_and_is_begun_again_later(
