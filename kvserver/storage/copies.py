@@ -76,18 +76,18 @@ class FileCopy:
 class _Incoming:
     """What has arrived of a foreign copy."""
 
-    def __init__(self, number: int, total: int, folder: Path, room: Room, now: float) -> None:
+    def __init__(self, number: int, total: int, folder: Path, room: Room) -> None:
         folder.mkdir(mode=0o700)
-        self.heard_at = now
+        self.heard_at = 0.0
         self.number = number
         self.total = total
         self.path = folder / _FILE
         self.arrived = 0
         self.digest = hashlib.sha256()
         self._file = self.path.open("wb")
-        room.promise(total)
         self._room = room
         self._promised = total
+        """Bytes of the room that are not written yet."""
 
     def add(self, data: bytes) -> None:
         self._file.write(data)
@@ -386,17 +386,24 @@ class LmdbCopies:
             return 0
 
     def _keep(self, copy: int, offset: int, total: int, data: bytes) -> int:
-        incoming, now = self._incoming, self._clock.monotonic()
+        incoming = self._incoming
         if incoming is None or (incoming.number, incoming.total) != (copy, total):
             if offset != 0:
                 return 0
             self._forget_incoming()
-            incoming = _Incoming(copy, total, self._in, self._room, now)
-            self._incoming = incoming
-        incoming.heard_at = now
+            incoming = self._incoming = self._await(copy, total)
+        incoming.heard_at = self._clock.monotonic()
         if offset == incoming.arrived and offset + len(data) <= total:
             incoming.add(data)
         return incoming.arrived
+
+    def _await(self, copy: int, total: int) -> _Incoming:
+        self._room.promise(total)
+        try:
+            return _Incoming(copy, total, self._in, self._room)
+        except OSError:
+            self._room.take_back(total)
+            raise
 
     def forget_silent(self) -> None:
         """Let go of a foreign copy of which no more comes, as its sender is gone."""
