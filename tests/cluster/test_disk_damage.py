@@ -23,9 +23,16 @@ MARK = b"a value to be found on the disk"
 async def cluster(tmp_path: Path) -> AsyncIterator[Cluster]:
     """With a value whose place on the disks is known, and a scrub every second."""
     async with Cluster(tmp_path, options=["--scrub-interval-s=1"]) as started:
-        await started.control.put("marked", MARK, timeout_s=10)
-        await started.wait_in_step()
+        await put_mark(started)
         yield started
+
+
+async def put_mark(cluster: Cluster) -> None:
+    """Until it is in the file of every node: in the log it is at once, in the state a bit later."""
+    await cluster.control.put("marked", MARK, timeout_s=10)
+    files = [data_file(node) for node in cluster.nodes]
+    await wait_until(lambda: all(MARK in file.read_bytes() for file in files), "it is on the disks")
+    await cluster.wait_in_step()
 
 
 def damage(file: Path, change: Callable[[bytes], bytes]) -> None:
@@ -99,8 +106,8 @@ async def test_one_that_was_added_later_can_be_replaced_with_its_own_options_too
 
 async def test_an_active_ends_rather_than_serve_a_damaged_row(tmp_path: Path) -> None:
     async with Cluster(tmp_path, options=["--scrub-interval-s=0"]) as cluster:
-        await cluster.control.put("marked", MARK, timeout_s=10)
-        active = await cluster.wait_in_step()
+        await put_mark(cluster)
+        active = await cluster.active()
         damage(data_file(active), flipped)
         async with AsyncClient([active.client], timeout_s=1) as client:
             with pytest.raises(KvError):
