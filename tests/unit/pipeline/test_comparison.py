@@ -167,6 +167,23 @@ async def test_the_active_may_be_the_odd_one(bench: Bench) -> None:
     assert list(bench.alarms.raised) == [Alarm(A, CORRUPT)]
 
 
+async def test_all_are_named_before_the_active_may_hand_over(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else its successor finds itself the only witness, and serves."""
+    bench.answers = {B: 1, C: 2}
+    named: list[int] = []
+
+    async def propose(command: Command) -> None:
+        named.append(command.change_alarm.request.memberID)
+        while len(named) < 3:
+            await asyncio.sleep(0.001)
+
+    monkeypatch.setattr(bench, "propose", propose)
+    await bench.run(times=2)
+    assert named[:3] == [B, C, A]
+
+
 @pytest.mark.parametrize("silent", ["says that it does not know", "is not connected"])
 async def test_without_the_third_it_is_not_certain(bench: Bench, silent: str) -> None:
     bench.answers = {B: 1, C: None}
