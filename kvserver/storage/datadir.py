@@ -76,8 +76,11 @@ class DataDir:
         if not name.startswith("env-") or not folder.is_dir():
             raise damaged(f"--data-dir {self.path}: {_CURRENT} names '{name}', which is not there")
         # whoever made or renamed what was found here may have been killed before it was durable
-        with suppress(PermissionError):
-            _sync(self.path.parent)
+        if (
+            not self.path.is_mount()
+        ):  # the folder around another disk may be one that can't be synced
+            with suppress(PermissionError):
+                _sync(self.path.parent)
         _sync(self.path)
         return folder
 

@@ -108,18 +108,23 @@ async def test_a_client_that_leaves_while_the_copy_is_made() -> None:
 
 
 def test_a_node_that_ends_does_not_wait_for_a_copy_that_is_made() -> None:
-    maker = Maker()
-    maker.go.clear()
+    begun, go, ended = threading.Event(), threading.Event(), threading.Event()
+
+    def make(_: threading.Event) -> MemoryBackup:
+        begun.set()
+        go.wait(5)
+        ended.set()
+        return MemoryBackup(b"")
 
     async def begin() -> None:
-        waiting = asyncio.ensure_future(anext(Snapshots(maker, "").stream()))
-        while not maker.given_up:
+        waiting = asyncio.ensure_future(anext(Snapshots(make, "").stream()))
+        while not begun.is_set():
             await asyncio.sleep(0.001)
         waiting.cancel()
 
     asyncio.run(begin())
-    assert maker.made == []
-    maker.go.set()
+    assert not ended.is_set()
+    go.set()
 
 
 async def test_a_failure_frees_the_place() -> None:

@@ -244,6 +244,16 @@ def test_a_copy_takes_no_entry_away_that_was_acknowledged(cluster: Cluster) -> N
     assert standby.engine._journal.last_index == last + 1
 
 
+def test_in_every_turn_a_copy_of_which_no_more_comes_may_go(
+    cluster: Cluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for node in (cluster.elect(), next(iter(cluster.standbys()))):
+        looked: list[bool] = []
+        monkeypatch.setattr(node.copies, "forget_silent", lambda looked=looked: looked.append(True))
+        node.turn()
+        assert looked
+
+
 def test_nothing_else_is_received_while_a_copy_is_opened(cluster: Cluster) -> None:
     """The parts of another leader's would be written where the first one's file still is."""
     active = cluster.elect()

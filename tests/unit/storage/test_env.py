@@ -1,15 +1,19 @@
 """The LMDB environment and the data directory around it."""
 
+import contextlib
 import os
 import subprocess
 import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
 
+import lmdb
 import pytest
 
 from kvserver.errors import DataDirError, DiskError
+from kvserver.storage import env
 from kvserver.storage.datadir import DataDir
 from kvserver.storage.env import LmdbStorage
 from kvserver.storage.schema import DATABASES, KV, META
@@ -217,6 +221,10 @@ def test_what_a_start_believes_is_durable_first(
             synced.clear()
             owner.environment()
             assert synced[-2:] == [tmp_path.stat().st_ino, owner.path.stat().st_ino]
+        synced.clear()
+        monkeypatch.setattr(Path, "is_mount", lambda _: True)
+        owner.environment()
+        assert synced == [owner.path.stat().st_ino]
 
 
 def test_two_threads_never_get_the_same_new_environment(tmp_path: Path) -> None:
@@ -227,6 +235,22 @@ def test_two_threads_never_get_the_same_new_environment(tmp_path: Path) -> None:
             source.mkdir()
             (source / "file").touch()
         assert len(set(threads.map(owner.new_environment, sources))) == len(sources)
+
+
+def test_a_reader_that_can_not_begin_keeps_no_retired_environment_open(
+    storage: LmdbStorage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    environment = storage._environment
+
+    def full(*_: object) -> None:
+        raise lmdb.ReadersFullError("full")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(env, "READING", contextlib.nullcontext())
+        patch.setattr(environment, "lmdb", SimpleNamespace(begin=full))
+        with pytest.raises(lmdb.ReadersFullError):
+            environment.begin_read()
+    assert environment._readers == 0
 
 
 def test_a_foreign_directory_is_refused(tmp_path: Path) -> None:
