@@ -444,13 +444,14 @@ class GuardedRaft(Voter):
         transfer = self._transfer
         if transfer is None:
             return
-        if self._clock.monotonic() > transfer.give_up_at:
+        now = self._clock.monotonic()
+        if now > transfer.give_up_at:
             self._transfer = None
             self._event("transfer.failed", target=f"{transfer.target.id:x}", term=self.term)
             return
         caught_up = self.match_indexes[transfer.target] == self._journal.last_index
-        if caught_up and not transfer.asked:
-            transfer.asked = True
+        if caught_up and now >= transfer.ask_at:
+            transfer.ask_at = now + self._timings.heartbeat  # it may not reach a quorum yet
             message = PeerMessage(timeout_now=raft_pb2.TimeoutNow(term=self.term))
             self._outbox.send(transfer.target.id, message, after_sync=False)
 

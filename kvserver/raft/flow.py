@@ -19,8 +19,8 @@ class Transfer:
 
     target: Node
     give_up_at: float
-    asked: bool = False
-    """It had everything, and was told to stand."""
+    ask_at: float = float("-inf")
+    """When it is told to stand, if it has everything then."""
 
 
 class SendWindow:

@@ -10,7 +10,7 @@ from typing import Any
 from kvpb import raft_pb2
 from kvpb.raft_pb2 import PeerMessage
 from kvserver.clock import Clock
-from kvserver.raft.election import Answer, Campaign, LogPosition, Standing, rank
+from kvserver.raft.election import Answer, Campaign, LogPosition, Standing, quorum, rank
 from kvserver.raft.entry import MemberId
 from kvserver.raft.journal import DurableJournal, SafetyError
 from kvserver.raft.ports import Outbox, Timings
@@ -70,6 +70,10 @@ class Voter(Seam):
         """Disqualified, and there is a voter that is not."""
         others_fit = any(peer not in self.disqualified for peer in self._campaign.peers)
         return self._me in self.disqualified and others_fit
+
+    def _reaches_quorum(self) -> bool:
+        reached = sum(node.id in self._campaign.peers for node in self.connected_nodes)
+        return reached + 1 >= quorum(len(self._campaign.peers) + 1)
 
     def _may_stand(self) -> bool:
         stands_in = self._clock.monotonic() < self._stand_in_until
@@ -178,7 +182,9 @@ class Voter(Seam):
             self.to_library(node, {"type": "response_vote", "term": reply.term})
 
     def _on_timeout_now(self, node: Node, message: raft_pb2.TimeoutNow) -> None:
-        if message.term == self.term and self._voting and not self._unfit:
+        fit = self._voting and not self._unfit
+        # without a quorum it would only depose the leader; it is told again while that waits
+        if message.term == self.term and fit and self._reaches_quorum():
             self._event("election.campaign", term=self.term + 1, reason="leader hands over")
             self.to_library(node, {"type": "timeout_now", "term": message.term})
 

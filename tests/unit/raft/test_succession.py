@@ -105,6 +105,23 @@ def test_leadership_is_handed_over_without_waiting_for_a_timeout(born: Cluster) 
     assert born.run(0.05, until=lambda: target.status.active)
 
 
+def test_a_target_stands_only_when_it_reaches_a_quorum() -> None:
+    """A member that was just taken in: the active's connection to it is up before the others'."""
+    cluster = Cluster(5)
+    active = cluster.elect()
+    cluster.run(0.5)
+    target, *others = (node.me for node in cluster.standbys())
+    for other in others:
+        cluster.block(target, other)
+    assert active.engine.hand_over(target) == target
+    cluster.run(0.1)
+    assert cluster.active() is active
+    assert active.status.term == 1
+    cluster.heal()
+    assert cluster.run(0.3, until=lambda: cluster.nodes[target].status.active)
+    assert cluster.nodes[target].status.term == 2
+
+
 def test_a_dead_target_leaves_the_leader_in_place(born: Cluster) -> None:
     active = born.elect()
     target = next(born.standbys())
