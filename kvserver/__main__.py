@@ -174,7 +174,8 @@ def _start_over(event: Event, *, ran_s: float) -> None:
 
 
 def _replace_process() -> NoReturn:
-    os.execv(sys.executable, [sys.executable, "-m", "kvserver", *sys.argv[1:]])  # noqa: S606
+    # as it was started: with -m instead, a kvserver in the working directory would take its place
+    os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])  # noqa: S606
 
 
 def main() -> None:

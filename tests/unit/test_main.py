@@ -310,11 +310,11 @@ def test_the_exit_code_reaches_the_shell(world: World) -> None:
 
 
 def test_after_a_failed_disk_it_starts_over(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sys, "argv", ["kvserver", "--name", "n1"])
+    monkeypatch.setattr(sys, "orig_argv", ["python", "bin/kvserver", "--name", "n1"])
     world.end = DiskError("sync failed")
     replaced = world.starts_over()
     assert replaced.program == sys.executable
-    assert replaced.arguments == [sys.executable, "-m", "kvserver", "--name", "n1"]
+    assert replaced.arguments == [sys.executable, "bin/kvserver", "--name", "n1"]
     assert world.slept == [1.0]
 
 
