@@ -225,3 +225,27 @@ class CompactedError(RequestError):
 
 class FutureRevisionError(RequestError):
     """A revision that does not exist yet."""
+
+
+class WriteIdError(RequestError):
+    """The metadata that name a write are none of ours."""
+
+
+class SessionNotFoundError(RequestError):
+    """The session of a write has ended, or never was; this attempt changed nothing."""
+
+
+class WriteForgottenError(RequestError):
+    """The client has said that it will not send this write again."""
+
+
+class WindowFullError(RequestError):
+    """More writes of a session are under way than answers are kept."""
+
+
+class WriteIdReusedError(RequestError):
+    """Another write of the session has this number."""
+
+
+class AnswerTooLargeError(RequestError):
+    """The write was applied when it was sent before; its answer was too large to be kept."""

@@ -11,7 +11,14 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 from kvclient import errors
-from kvclient.errors import DeadlineExceeded, KvError, OutcomeUnknown, ServerError, Unavailable
+from kvclient.errors import (
+    AnswerLost,
+    DeadlineExceeded,
+    KvError,
+    OutcomeUnknown,
+    ServerError,
+    Unavailable,
+)
 
 if TYPE_CHECKING:
     from kvclient._aio import AsyncClient
@@ -36,6 +43,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Alarm",
+    "AnswerLost",
     "AsyncClient",
     "Client",
     "Compare",

@@ -12,6 +12,8 @@ import grpc
 _Request = TypeVar("_Request")
 _Response = TypeVar("_Response")
 
+Metadata = tuple[tuple[str, bytes], ...]
+
 # A request may hold 1.5 MiB of keys and values; the server takes half a MiB of wrapping beyond it.
 SEND_MAX_BYTES = 2 * 1024 * 1024
 
@@ -69,8 +71,9 @@ class CallAio(Generic[_Response]):
         method: "grpc.aio.UnaryUnaryMultiCallable[_Request, _Response]",
         request: _Request,
         timeout_s: float,
+        metadata: Metadata | None = None,
     ) -> None:
-        self._call = method(request, timeout=timeout_s)
+        self._call = method(request, timeout=timeout_s, metadata=metadata)
         self._waiter: asyncio.Future[None] | None = None
         self._call.add_done_callback(lambda _: self._wake())
 
@@ -114,8 +117,9 @@ class CallSync(Generic[_Response]):
         method: "grpc.UnaryUnaryMultiCallable[_Request, _Response]",
         request: _Request,
         timeout_s: float,
+        metadata: Metadata | None = None,
     ) -> None:
-        self._call = method.future(request, timeout=timeout_s)
+        self._call = method.future(request, timeout=timeout_s, metadata=metadata)
 
     def ended(self, within_s: float) -> bool:
         """Wait for its end, whichever; False if that does not come in time."""

@@ -39,6 +39,9 @@ _DECLINED = frozenset(
     }
 )
 
+# Of these, and of what the table of texts knows, those that depend on when they are given.
+_FOR_NOW = frozenset({grpc.StatusCode.RESOURCE_EXHAUSTED, grpc.StatusCode.DATA_LOSS})
+
 # Codes on which a read moves on: the endpoint or the way to it failed, not the question.
 _ELSEWHERE = frozenset(
     {
@@ -59,7 +62,7 @@ class Outcome(Enum):
     NO_ANSWER = auto()
     """A read without an answer: repeat elsewhere."""
     UNKNOWN = auto()
-    """A write that may be applied or not: never repeated."""
+    """A write that may be applied or not: repeated only with a number."""
     DECLINED = auto()
     """The server said no: the caller's to hear."""
 
@@ -105,6 +108,10 @@ class Failure:
         if self._declined(write=write):
             return Outcome.DECLINED
         return Outcome.UNKNOWN if write else Outcome.NO_ANSWER
+
+    def may_pass(self) -> bool:
+        """Whether a refusal was about this moment: in another the same call is taken, or was."""
+        return self.code in _FOR_NOW
 
     def _declined(self, *, write: bool) -> bool:
         if self.details in BY_TEXT:

@@ -6,13 +6,13 @@ stream begins behind the newest revision that was heard of.
 
 import asyncio
 import random
-import time
 from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 
 import grpc
 
 from kvclient import _models, _requests
 from kvclient._channels import open_aio
+from kvclient._clock import now
 from kvclient._endpoints import Attempts, Endpoints, parse_addresses
 from kvclient._models import Event
 from kvclient._outcomes import Failure, Outcome, failure_of
@@ -25,8 +25,6 @@ from kvpb import rpc_pb2, rpc_pb2_grpc
 IDLE_S = 5.0
 # How long a node may take to answer that, or to begin.
 ANSWER_S = 2.0
-
-_now = time.monotonic  # noqa: TID251 - the client's clock
 
 
 class Course:
@@ -96,10 +94,10 @@ async def watch(  # noqa: PLR0913 - as many as the request has fields
     rng = random.Random()  # noqa: S311 - jitter is no secret
     attempts: Attempts | None = None
     while True:
-        attempts = attempts or Attempts(known, _now() + patience_s, write=False, rng=rng)
-        if pause_s := attempts.pause_s(_now()):
+        attempts = attempts or Attempts(known, now() + patience_s, once=False, rng=rng)
+        if pause_s := attempts.pause_s(now()):
             await asyncio.sleep(pause_s)
-        address = attempts.next(_now()).address
+        address = attempts.next(now()).address
         try:
             async for response in _stream(address, course):
                 attempts = None
@@ -111,7 +109,7 @@ async def watch(  # noqa: PLR0913 - as many as the request has fields
         if failure.outcome(write=False) is Outcome.DECLINED:
             raise server_error(failure.code.name, failure.details)
         known.failed(address)
-        attempts = attempts or Attempts(known, _now() + patience_s, write=False, rng=rng)
+        attempts = attempts or Attempts(known, now() + patience_s, once=False, rng=rng)
         attempts.note(address, Outcome.NO_ANSWER, failure.said())
         if hint := failure.hint():
             known.follow(hint)

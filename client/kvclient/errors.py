@@ -1,6 +1,7 @@
 """What a call can fail with; a server's text and its class are one table, read in both directions.
 
-Whoever catches `KvError` catches all of it. All classes but `OutcomeUnknown` mean: nothing changed.
+Whoever catches `KvError` catches all of it. All classes but `OutcomeUnknown` and `AnswerLost` mean:
+nothing changed.
 """
 
 # ruff: noqa: N818 - named after what happened; all of them are errors
@@ -23,6 +24,15 @@ class OutcomeUnknown(KvError):
             f"{what} may or may not be applied, since {endpoint} did not answer ({said}); "
             f"{check} before you repeat it"
         )
+
+
+class AnswerLost(KvError):
+    """The write was applied, once. Its answer got lost, and was too large to be kept."""
+
+    text: ClassVar[str] = "kvserver: the write was applied, but its answer was too large to be kept"
+
+    def __init__(self) -> None:
+        super().__init__("the write was applied, once, but its answer got lost: read the keys")
 
 
 class _OutOfTime(KvError):
@@ -279,6 +289,41 @@ class DefragmentFailed(ServerError):
     advice = "the node could not make a copy: see whether its disk has room, and its log"
 
 
+class SessionNotFound(ServerError):
+    """The session of a write is not there any more."""
+
+    text = "kvserver: session not found"
+    advice = "the session of this write has ended: open another one, as this client does by itself"
+
+
+class WriteIdInvalid(ServerError):
+    """The metadata of a write are not those of this server."""
+
+    text = "kvserver: kv-write-id-bin is no valid write id"
+    advice = "the servers read another kind of numbers: take a client of their version"
+
+
+class WriteForgotten(ServerError):
+    """The client has said that it will not send this write again."""
+
+    text = "kvserver: the client is done with this write"
+    advice = "a write was sent again after its end: report it as a defect of the client"
+
+
+class WindowFull(ServerError):
+    """More writes of a session are under way than it has room for."""
+
+    text = "kvserver: too many writes of the session are under way"
+    advice = "an old write of the session has not ended: wait for it, or open another session"
+
+
+class WriteIdReused(ServerError):
+    """Another write has this number."""
+
+    text = "kvserver: another write of the session has this number"
+    advice = "two writes were given one number: report it as a defect of the client"
+
+
 BY_TEXT: Mapping[str, type[ServerError]] = {
     kind.text: kind
     for kind in (
@@ -313,6 +358,11 @@ BY_TEXT: Mapping[str, type[ServerError]] = {
         NotCapable,
         SnapshotFailed,
         DefragmentFailed,
+        SessionNotFound,
+        WriteIdInvalid,
+        WriteForgotten,
+        WindowFull,
+        WriteIdReused,
     )
 }
 

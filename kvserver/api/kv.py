@@ -4,16 +4,17 @@ Steps 1, 2 and 9 of a put (ARCHITECTURE.md): receive, check, respond.
 """
 
 import asyncio
-from typing import Final
+from typing import Any, Final
 
 import grpc
 
 from kvpb import rpc_pb2, rpc_pb2_grpc
 from kvpb.raft_pb2 import Command
-from kvserver.api import validate
+from kvserver.api import session, validate
 from kvserver.api.door import Door
 from kvserver.mvcc.ranges import RangeBuilder, read_range
 from kvserver.mvcc.store import current_revision, read_txn
+from kvserver.pipeline.outcome import Response
 
 SLICE_KEYS: Final = 500
 """Keys of a large range that are read before other requests get their turn."""
@@ -35,12 +36,14 @@ class KvServicer(rpc_pb2_grpc.KVServicer):
         context: "Context[rpc_pb2.PutRequest, rpc_pb2.PutResponse]",
     ) -> rpc_pb2.PutResponse:
         """Set one key."""
-        return await self._door.answer(context, self._put(request))
+        return await self._door.answer(context, self._put(request, context))
 
-    async def _put(self, request: rpc_pb2.PutRequest) -> rpc_pb2.PutResponse:
+    async def _put(
+        self, request: rpc_pb2.PutRequest, context: "Context[Any, Any]"
+    ) -> rpc_pb2.PutResponse:
         validate.check_put(request)
         await self._door.role.require_active()
-        response = await self._door.proposer.propose(Command(put=request))
+        response = await self._write(Command(put=request), context)
         assert isinstance(response, rpc_pb2.PutResponse)
         self._door.fill(response.header)
         return response
@@ -51,19 +54,19 @@ class KvServicer(rpc_pb2_grpc.KVServicer):
         context: "Context[rpc_pb2.DeleteRangeRequest, rpc_pb2.DeleteRangeResponse]",
     ) -> rpc_pb2.DeleteRangeResponse:
         """Delete the keys of a range."""
-        return await self._door.answer(context, self.delete_range(request))
+        return await self._door.answer(context, self.delete_range(request, context))
 
     async def delete_range(
-        self, request: rpc_pb2.DeleteRangeRequest
+        self, request: rpc_pb2.DeleteRangeRequest, context: "Context[Any, Any] | None" = None
     ) -> rpc_pb2.DeleteRangeResponse:
-        """The same, for other services of this node.
+        """The same, for other services of this node: those have no context.
 
         Raises:
             RequestError: as the catalogue has it.
         """
         validate.check_delete_range(request)
         await self._door.role.require_active()
-        response = await self._door.proposer.propose(Command(delete_range=request))
+        response = await self._write(Command(delete_range=request), context)
         assert isinstance(response, rpc_pb2.DeleteRangeResponse)
         self._door.fill(response.header)
         return response
@@ -103,10 +106,12 @@ class KvServicer(rpc_pb2_grpc.KVServicer):
         context: "Context[rpc_pb2.TxnRequest, rpc_pb2.TxnResponse]",
     ) -> rpc_pb2.TxnResponse:
         """Compare, then do one branch or the other, as one change."""
-        return await self._door.answer(context, self.txn(request))
+        return await self._door.answer(context, self.txn(request, context))
 
-    async def txn(self, request: rpc_pb2.TxnRequest) -> rpc_pb2.TxnResponse:
-        """The same, for other services of this node.
+    async def txn(
+        self, request: rpc_pb2.TxnRequest, context: "Context[Any, Any] | None" = None
+    ) -> rpc_pb2.TxnResponse:
+        """The same, for other services of this node: those have no context.
 
         Raises:
             RequestError: as the catalogue has it.
@@ -114,13 +119,20 @@ class KvServicer(rpc_pb2_grpc.KVServicer):
         validate.check_txn(request)
         await self._door.role.require_active()
         if not validate.is_read_only(request):
-            response = await self._door.proposer.propose(Command(txn=request))
+            response = await self._write(Command(txn=request), context)
             assert isinstance(response, rpc_pb2.TxnResponse)
         else:
             await self._door.reader.linearizable()
             with self._door.storage.read() as txn:
                 response = read_txn(txn, request)
         self._door.fill(response.header)
+        return response
+
+    async def _write(self, command: Command, context: "Context[Any, Any] | None") -> Response:
+        numbered = context is not None and session.number(command, context)
+        response = await self._door.proposer.propose(command)
+        if numbered:
+            self._door.lessor.used(command.session)
         return response
 
     async def Compact(

@@ -6,7 +6,16 @@ import grpc
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
-from kvpb import election_pb2, election_pb2_grpc, lock_pb2, lock_pb2_grpc, rpc_pb2, rpc_pb2_grpc
+from kvpb import (
+    election_pb2,
+    election_pb2_grpc,
+    lock_pb2,
+    lock_pb2_grpc,
+    rpc_pb2,
+    rpc_pb2_grpc,
+    session_pb2,
+    session_pb2_grpc,
+)
 from kvserver.api.cluster import ClusterServicer
 from kvserver.api.door import Door
 from kvserver.api.election import ElectionServicer
@@ -15,6 +24,7 @@ from kvserver.api.lease import LeaseServicer
 from kvserver.api.lock import LockServicer
 from kvserver.api.maintenance import MaintenanceServicer
 from kvserver.api.queues import Queues
+from kvserver.api.session import SessionServicer
 from kvserver.api.watch import WatchServicer
 from kvserver.errors import AddressError
 from kvserver.pipeline.limits import Limits
@@ -67,6 +77,7 @@ class ApiServer:
         queues = Queues(door, kv)
         lock_pb2_grpc.add_LockServicer_to_server(LockServicer(queues), self._server)
         election_pb2_grpc.add_ElectionServicer_to_server(ElectionServicer(queues), self._server)
+        session_pb2_grpc.add_SessionServicer_to_server(SessionServicer(door), self._server)
         self._health = health.aio.HealthServicer()
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
         names = [
@@ -76,6 +87,7 @@ class ApiServer:
         names += [
             lock_pb2.DESCRIPTOR.services_by_name["Lock"].full_name,
             election_pb2.DESCRIPTOR.services_by_name["Election"].full_name,
+            session_pb2.DESCRIPTOR.services_by_name["Session"].full_name,
         ]
         names += [health.SERVICE_NAME, reflection.SERVICE_NAME]
         reflection.enable_server_reflection(names, self._server)

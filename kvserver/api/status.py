@@ -108,6 +108,23 @@ CATALOGUE: Final[dict[type[errors.RequestError], Status]] = {
     errors.FutureRevisionError: Status(
         StatusCode.OUT_OF_RANGE, "etcdserver: mvcc: required revision is a future revision"
     ),
+    errors.WriteIdError: Status(
+        StatusCode.INVALID_ARGUMENT, "kvserver: kv-write-id-bin is no valid write id"
+    ),
+    errors.SessionNotFoundError: Status(StatusCode.NOT_FOUND, "kvserver: session not found"),
+    errors.WriteForgottenError: Status(
+        StatusCode.FAILED_PRECONDITION, "kvserver: the client is done with this write"
+    ),
+    errors.WindowFullError: Status(
+        StatusCode.RESOURCE_EXHAUSTED, "kvserver: too many writes of the session are under way"
+    ),
+    errors.WriteIdReusedError: Status(
+        StatusCode.INVALID_ARGUMENT, "kvserver: another write of the session has this number"
+    ),
+    errors.AnswerTooLargeError: Status(
+        StatusCode.FAILED_PRECONDITION,
+        "kvserver: the write was applied, but its answer was too large to be kept",
+    ),
 }
 
 

@@ -37,6 +37,6 @@ class StoredHashBuilder(HashBuilder):
         self._rows = (
             (each.name + key, row)
             for each in DATABASES
-            if each.replicated
+            if each.replicated and txn.holds(each)
             for key, row in txn.scan(each)
         )

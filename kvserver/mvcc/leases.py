@@ -46,7 +46,11 @@ class LeaseChange(NamedTuple):
 
 def promised_ms(ttl_s: int, log_time_ms: int) -> int:
     """Deadline of a lease that is granted or renewed at this log time."""
-    return log_time_ms + 1000 * (ttl_s + min(SLACK_TTLS * ttl_s, SLACK_S_MAX))
+    return log_time_ms + 1000 * (ttl_s + _slack_s(ttl_s))
+
+
+def _slack_s(ttl_s: int) -> int:
+    return min(SLACK_TTLS * ttl_s, SLACK_S_MAX)
 
 
 def find_lease(txn: ReadTxn, lease: int) -> LeaseRow | None:
@@ -110,6 +114,13 @@ class Leases:
             row = find_lease(self._txn, lease)
             if row is not None:
                 self._promise(lease, row.ttl_s)
+
+    def live_on(self, lease: int) -> None:
+        """Promise its full time anew to one that was used, once half of the slack is gone."""
+        row = find_lease(self._txn, lease)
+        assert row is not None
+        if row.deadline_ms < self._log_time_ms + 1000 * row.ttl_s + 500 * _slack_s(row.ttl_s):
+            self._promise(lease, row.ttl_s)
 
     def _promise(self, lease: int, ttl_s: int) -> None:
         row = LeaseRow(ttl_s, promised_ms(ttl_s, self._log_time_ms))

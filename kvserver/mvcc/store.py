@@ -38,6 +38,7 @@ from kvserver.mvcc.leases import Leases
 from kvserver.mvcc.pace import Pace
 from kvserver.mvcc.path import Path, check_exists, check_path, check_ranges, choose_path
 from kvserver.mvcc.ranges import read_range
+from kvserver.mvcc.sessions import Sessions
 from kvserver.storage.contract import ReadTxn, WriteTxn
 from kvserver.storage.schema import KV, META
 
@@ -74,6 +75,7 @@ class Writer:
         self.changes: list[Change] = []
         """All that was changed, in order."""
         self.leases = Leases(txn, log_time_ms, self._pace)
+        self.sessions = Sessions(txn, self.leases)
 
     def expect(self, keys: Collection[bytes]) -> None:
         """Read what puts of these keys will look at, in one call instead of one for each.
@@ -86,6 +88,7 @@ class Writer:
     def flush(self) -> None:
         """Write what waits, and the revision: once for all commands of a batch."""
         self._write()
+        self.sessions.flush()
         if self.revision != self._flushed:
             self._flushed = self.revision
             self._txn.put(META, _REVISION, self.revision.to_bytes(8, "big"))
@@ -139,14 +142,25 @@ class Writer:
         response.header.revision = self.revision
         return response
 
+    def open_session(self, request: LeaseGrantRequest) -> LeaseGrantResponse:
+        """Begin a lease that is a session.
+
+        Raises:
+            LeaseExistsError: nothing changed.
+        """
+        response = self.grant(request)
+        self.sessions.begin(request.ID)
+        return response
+
     def revoke(self, request: LeaseRevokeRequest) -> LeaseRevokeResponse:
-        """End a lease: its keys are deleted in order, as one revision.
+        """End a lease, and its session: its keys are deleted in order, as one revision.
 
         Raises:
             LeaseNotFoundError: nothing changed.
         """
         self._write()
         keys = self.leases.end(request.ID)
+        self.sessions.end(request.ID)
         for some in self._pace.chunks(keys):
             rows = self._txn.get_many(KV, some)
             for key in some:

@@ -18,6 +18,7 @@ from kvserver.errors import LeaseNotFoundError, LogNotUnderstoodError, RequestEr
 from kvserver.mvcc.history import Change, Compactor, compacted_revision
 from kvserver.mvcc.leases import LeaseChange
 from kvserver.mvcc.pace import Pace
+from kvserver.mvcc.sessions import Answer
 from kvserver.mvcc.store import Writer, current_revision
 from kvserver.pipeline.alarms import Alarms
 from kvserver.pipeline.features import check_level
@@ -126,7 +127,9 @@ class Applier:
         txn = self._storage.writer()
         writer = Writer(txn, self.revision, commands.log_time_ms, self.pace)
         writer.expect([each.put.key for each in commands.commands if each.HasField("put")])
-        results = [self._execute(writer, command, index, term) for command in commands.commands]
+        if sessions := {each.session for each in commands.commands if each.session}:
+            writer.sessions.expect(sessions)
+        results = [self._result(writer, command, index, term) for command in commands.commands]
         writer.flush()
         self.revision = writer.revision
         self._on_applied(index, term, results, writer.changes, writer.leases.changes)
@@ -144,6 +147,20 @@ class Applier:
         assert commands.log_time_ms >= self.log_time_ms
         self.log_time_ms = commands.log_time_ms
         return commands
+
+    def _result(self, writer: Writer, command: Command, index: int, term: int) -> Result:
+        if not command.session:
+            return self._execute(writer, command, index, term)
+        try:
+            before = writer.sessions.answered(command)
+        except RequestError as error:
+            return error
+        if before is not None:
+            return before
+        result = self._execute(writer, command, index, term)
+        assert isinstance(result, RequestError | Answer)
+        writer.sessions.keep(command, result)
+        return result
 
     def _execute(self, writer: Writer, command: Command, index: int, term: int) -> Result:
         try:
@@ -172,6 +189,8 @@ class Applier:
         match command.WhichOneof("request"):
             case "lease_grant":
                 return writer.grant(command.lease_grant)
+            case "open_session":
+                return writer.open_session(command.open_session)
             case "lease_revoke":
                 return writer.revoke(command.lease_revoke)
             case "renew_leases":

@@ -7,19 +7,23 @@ level has reached its own; a node below the level can neither read the disk nor 
 from collections.abc import Iterable, Mapping
 from typing import Final
 
-from kvpb.raft_pb2 import PublishMember
+from kvpb.raft_pb2 import Command, PublishMember
 from kvserver.errors import LogNotUnderstoodError, NotCapableError
 from kvserver.raft.entry import MemberId
 
-FEATURE_LEVEL: Final = 1
+FEATURE_LEVEL: Final = 2
 """Of this version. Raised when the log, the state or the peer messages get something new."""
 
 COMMAND_LEVELS: Final[Mapping[str, int]] = {
     "put": 0, "delete_range": 0, "txn": 0, "compact": 0,
     "publish_member": 0, "set_feature_level": 0, "change_alarm": 1,
     "lease_grant": 1, "lease_revoke": 1, "renew_leases": 1, "expire_leases": 1, "pass_time": 1,
+    "open_session": 2,
 }  # fmt: skip
 """Level of the cluster that a kind of command needs; 0 for those of the first version."""
+
+NUMBERED_LEVEL: Final = COMMAND_LEVELS["open_session"]
+"""For commands with a session. Load-bearing: an older member would apply a repeated one again."""
 
 
 def level_to_use(
@@ -33,13 +37,15 @@ def level_to_use(
     return min(known, default=None) if len(known) == len(levels) else None
 
 
-def check_command(kind: str, level: int) -> None:
+def check_command(command: Command, level: int) -> None:
     """Refuse a command that some member would not understand.
 
     Raises:
         NotCapableError: the cluster is not at its level yet.
     """
-    if COMMAND_LEVELS[kind] > level:
+    kind = command.WhichOneof("request")
+    assert kind is not None
+    if COMMAND_LEVELS[kind] > level or (command.session and level < NUMBERED_LEVEL):
         raise NotCapableError
 
 

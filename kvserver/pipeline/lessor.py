@@ -246,13 +246,36 @@ class Lessor:
         Raises:
             LeaseTtlTooLargeError, LeaseExistsError, NotCapableError: nothing changed.
         """
+        return await self._granted(Command(lease_grant=self._settled(request)))
+
+    async def open_session(self, ttl_s: int) -> LeaseGrantResponse:
+        """Begin a lease that is a session.
+
+        Raises:
+            LeaseTtlTooLargeError, NotCapableError: nothing changed.
+        """
+        request = self._settled(LeaseGrantRequest(TTL=ttl_s))
+        return await self._granted(Command(open_session=request))
+
+    def _settled(self, request: LeaseGrantRequest) -> LeaseGrantRequest:
         if request.TTL > TTL_S_MAX:
             raise LeaseTtlTooLargeError
         number = request.ID or self._rng.randrange(1, 1 << 63)
-        ttl_s = max(request.TTL, self._ttl_s_min())
-        response = await self._propose(Command(lease_grant=LeaseGrantRequest(ID=number, TTL=ttl_s)))
+        return LeaseGrantRequest(ID=number, TTL=max(request.TTL, self._ttl_s_min()))
+
+    async def _granted(self, command: Command) -> LeaseGrantResponse:
+        response = await self._propose(command)
         assert isinstance(response, LeaseGrantResponse)
         return response
+
+    def used(self, session: int) -> None:
+        """A write in a session is applied: it lives on, as if its client had kept it alive.
+
+        That the write was committed says as much as a read round.
+        """
+        lease = self._tenure.leases.get(session) if self._tenure is not None else None
+        if lease and not lease.ending and not lease.falls_short(self._log_time_ms()):
+            lease.deadline = self._clock.monotonic() + lease.ttl_s
 
     async def keep_alive(self, numbers: Iterable[int]) -> list[int]:
         """Give leases their full time anew.

@@ -104,9 +104,7 @@ class Proposer:
             OutcomeUnknownError: it may be.
             RequestError: applying it gave this answer; nothing changed.
         """
-        kind = command.WhichOneof("request")
-        assert kind is not None
-        check_command(kind, self._feature_level())
+        check_command(command, self._feature_level())
         limits = self._limits
         size = command.ByteSize()
         if size > limits.request_bytes_max:

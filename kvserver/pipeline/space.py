@@ -101,7 +101,7 @@ def cost_of(command: Command) -> int:
             return _put_cost(len(command.put.key), len(command.put.value))
         case "txn":
             return _txn_cost(command.txn)
-        case "lease_grant":
+        case "lease_grant" | "open_session":
             return LEASE_BYTES
         case _:
             return 0

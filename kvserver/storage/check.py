@@ -24,7 +24,8 @@ class Check:
         """
         self._storage = storage
         self._log = log
-        self._left = list(DATABASES)
+        with storage.read() as txn:
+            self._left = [each for each in DATABASES if txn.holds(each)]
         self._last: tuple[bytes, bytes] | None = None
         """Newest key and value seen of the first database that is left."""
         self.rows = 0

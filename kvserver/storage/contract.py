@@ -87,6 +87,10 @@ class ReadTxn(Protocol):
         """Value of `key`, None if there is none."""
         ...
 
+    def holds(self, db: Database) -> bool:
+        """False for a database that is younger than a copy which is only read: it has no rows."""
+        ...
+
     def get_many(self, db: Database, keys: Collection[bytes]) -> dict[bytes, bytes]:
         """Values of those of `keys` that exist: one call into the engine."""
         ...

@@ -24,7 +24,7 @@ from kvserver.errors import DataDirError, NodeError, StoppedError
 from kvserver.storage.contract import LogEntry
 from kvserver.storage.log_files import LogFiles, create_log, open_log
 from kvserver.storage.rows import damaged
-from kvserver.storage.schema import DATABASES, FORMAT_VERSION, IDENTITY
+from kvserver.storage.schema import DATABASES, FORMAT_VERSION, GENERATION, IDENTITY
 from kvserver.storage.trouble import trouble
 from kvserver.storage.txn import READING, WRITING, Handles, LmdbReadTxn, LmdbWriteTxn
 
@@ -40,6 +40,11 @@ _LOCK_FILE_BYTES: Final = (_READERS_MAX + 64) * 64
 
 _FORMAT_KEY: Final = b"format"
 _FORMAT: Final = struct.Struct(">I")
+_GENERATION_KEY: Final = b"generation"
+_GENERATION: Final = struct.Struct(">I")
+_GENERATION_UNNAMED: Final = 2
+"""Of environments without that row."""
+
 _LOG_KEY: Final = b"log"
 _LOG: Final = struct.Struct(">QQ")
 """Lineage of the log that belongs to the state; a batch of it that was synced before the commit."""
@@ -131,27 +136,39 @@ class _Environment:
     def _databases(self, txn: "lmdb.Transaction[bytes]") -> Handles:
         """All databases; made in a new environment only, together with the version in it.
 
-        One that is missing later is lost: an empty one in its place would be believed.
+        One that is missing later is lost: an empty one in its place would be believed. Unless no
+        version has opened the environment yet that knows it.
         """
         fresh = txn.stat(self.lmdb.open_db(None, txn=txn))["entries"] == 0
         handles: Handles = {}
+        generation = GENERATION
         for db in _IN_ORDER:
-            handles[db] = self.lmdb.open_db(db.name, txn=txn, dupsort=db.many, create=fresh)
+            create = fresh or db.since > generation
+            handles[db] = self.lmdb.open_db(db.name, txn=txn, dupsort=db.many, create=create)
             if db is IDENTITY:
-                self._check_format(LmdbWriteTxn(txn, handles), fresh=fresh)
+                identity = LmdbWriteTxn(txn, handles)
+                self._check_format(identity, fresh=fresh)
+                generation = GENERATION if fresh else _generation(identity)
+        if fresh or generation < GENERATION:
+            _name_generation(LmdbWriteTxn(txn, handles))
         return handles
 
     def _databases_as_they_are(self) -> Handles:
         handles: Handles = {}
+        generation = GENERATION
         for db in _IN_ORDER:
-            handles[db] = self.lmdb.open_db(db.name, dupsort=db.many, create=False)
+            if db.since <= generation:
+                handles[db] = self.lmdb.open_db(db.name, dupsort=db.many, create=False)
             if db is IDENTITY:
                 with self.lmdb.begin() as txn:
-                    self._check_format(LmdbWriteTxn(txn, handles), fresh=False)
+                    identity = LmdbReadTxn(txn, handles)
+                    self._check_format(identity, fresh=False)
+                    generation = _generation(identity)
         return handles
 
-    def _check_format(self, txn: LmdbWriteTxn, *, fresh: bool) -> None:
+    def _check_format(self, txn: LmdbReadTxn, *, fresh: bool) -> None:
         if fresh:
+            assert isinstance(txn, LmdbWriteTxn)
             txn.put(IDENTITY, _FORMAT_KEY, _FORMAT.pack(FORMAT_VERSION))
         stored = txn.get(IDENTITY, _FORMAT_KEY)
         if stored is None:
@@ -214,6 +231,16 @@ class _Environment:
     def _remove(self) -> None:
         self.lmdb.close()
         shutil.rmtree(self.folder, ignore_errors=True)
+
+
+def _generation(txn: LmdbReadTxn) -> int:
+    """Of the youngest databases that are there."""
+    row = txn.get(IDENTITY, _GENERATION_KEY)
+    return _GENERATION_UNNAMED if row is None else int(_GENERATION.unpack(row)[0])
+
+
+def _name_generation(txn: LmdbWriteTxn) -> None:
+    txn.put(IDENTITY, _GENERATION_KEY, _GENERATION.pack(GENERATION))
 
 
 def _allocate_lock_file(folder: Path) -> None:
@@ -394,6 +421,7 @@ class LmdbStorage:
             if not database.replicated:
                 writer.clear(database)
         writer.put(IDENTITY, _FORMAT_KEY, _FORMAT.pack(FORMAT_VERSION))
+        _name_generation(writer)
         self.commit(durable=True)
 
     def close(self, *, remove: bool = False) -> None:

@@ -10,6 +10,11 @@ from dataclasses import dataclass
 FORMAT_VERSION = 2
 """Layout of all below, and of the log (log_batch.py). A directory with another one is refused."""
 
+GENERATION = 3
+"""Newest `since` below. In an environment of an older one the databases that are younger are made
+when it is opened. An older version does not see them; it refuses data that uses them by the feature
+level (`pipeline/features.py`)."""
+
 
 @dataclass(frozen=True, eq=False)
 class Database:
@@ -20,7 +25,7 @@ class Database:
     """The room that reads and writes it."""
     replicated: bool
     since: int
-    """Format version it appeared in."""
+    """Generation it appeared in."""
     layout: str
     """Key -> value."""
     many: bool = False
@@ -32,7 +37,8 @@ IDENTITY = Database(
     "raft, storage",
     replicated=False,
     since=1,
-    layout="b'identity' -> kv.v1.Identity; b'format' -> u32; b'log' -> lineage, synced batch u64",
+    layout="b'identity' -> kv.v1.Identity; b'format', b'generation' -> u32; "
+    "b'log' -> lineage, synced batch u64",
 )
 CLUSTER = Database(
     b"cluster", "raft", replicated=True, since=1,
@@ -70,8 +76,12 @@ LEASE = Database(
 LEASE_KEY = Database(
     b"lease_key", "mvcc", replicated=True, since=2, layout="id i64 big-endian, key -> nothing"
 )
+SESSION = Database(
+    b"session", "mvcc", replicated=True, since=3,
+    layout="id of its lease i64 big-endian -> kv.v1.SessionRow",
+)  # fmt: skip
 
 DATABASES = (
     IDENTITY, CLUSTER, META, KV, HISTORY, KEY_HISTORY, MEMBER, ALARM,
-    LEASE, LEASE_KEY,
+    LEASE, LEASE_KEY, SESSION,
 )  # fmt: skip

@@ -57,6 +57,10 @@ class LmdbReadTxn:
         self._txn = txn
         self._handles = handles
 
+    def holds(self, db: Database) -> bool:
+        """False for a database that is younger than a copy which is only read."""
+        return db in self._handles
+
     def get(self, db: Database, key: bytes) -> bytes | None:
         """Value of `key`, None if there is none."""
         with READING:

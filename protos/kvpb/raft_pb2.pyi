@@ -247,6 +247,7 @@ class Command(_message.Message):
 
     SESSION_FIELD_NUMBER: _builtins.int
     SEQUENCE_FIELD_NUMBER: _builtins.int
+    DONE_TO_FIELD_NUMBER: _builtins.int
     PUT_FIELD_NUMBER: _builtins.int
     DELETE_RANGE_FIELD_NUMBER: _builtins.int
     TXN_FIELD_NUMBER: _builtins.int
@@ -259,9 +260,13 @@ class Command(_message.Message):
     EXPIRE_LEASES_FIELD_NUMBER: _builtins.int
     PASS_TIME_FIELD_NUMBER: _builtins.int
     CHANGE_ALARM_FIELD_NUMBER: _builtins.int
+    OPEN_SESSION_FIELD_NUMBER: _builtins.int
     session: _builtins.int
-    """Session of the client and its number of this write, 0 for none: a repeated number is applied once."""
+    """Session of the client and its number of this write, 0 for none: a repeated number is applied once. The client is done
+    with all writes up to `done_to`.
+    """
     sequence: _builtins.int
+    done_to: _builtins.int
     @_builtins.property
     def put(self) -> _rpc_pb2.PutRequest: ...
     @_builtins.property
@@ -286,11 +291,16 @@ class Command(_message.Message):
     def pass_time(self) -> Global___PassTime: ...
     @_builtins.property
     def change_alarm(self) -> Global___ChangeAlarm: ...
+    @_builtins.property
+    def open_session(self) -> _rpc_pb2.LeaseGrantRequest:
+        """A lease that is a session too: its end is the session's."""
+
     def __init__(
         self,
         *,
         session: _builtins.int = ...,
         sequence: _builtins.int = ...,
+        done_to: _builtins.int = ...,
         put: _rpc_pb2.PutRequest | None = ...,
         delete_range: _rpc_pb2.DeleteRangeRequest | None = ...,
         txn: _rpc_pb2.TxnRequest | None = ...,
@@ -303,12 +313,13 @@ class Command(_message.Message):
         expire_leases: Global___ExpireLeases | None = ...,
         pass_time: Global___PassTime | None = ...,
         change_alarm: Global___ChangeAlarm | None = ...,
+        open_session: _rpc_pb2.LeaseGrantRequest | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["change_alarm", b"change_alarm", "compact", b"compact", "delete_range", b"delete_range", "expire_leases", b"expire_leases", "lease_grant", b"lease_grant", "lease_revoke", b"lease_revoke", "pass_time", b"pass_time", "publish_member", b"publish_member", "put", b"put", "renew_leases", b"renew_leases", "request", b"request", "set_feature_level", b"set_feature_level", "txn", b"txn"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["change_alarm", b"change_alarm", "compact", b"compact", "delete_range", b"delete_range", "expire_leases", b"expire_leases", "lease_grant", b"lease_grant", "lease_revoke", b"lease_revoke", "open_session", b"open_session", "pass_time", b"pass_time", "publish_member", b"publish_member", "put", b"put", "renew_leases", b"renew_leases", "request", b"request", "set_feature_level", b"set_feature_level", "txn", b"txn"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["change_alarm", b"change_alarm", "compact", b"compact", "delete_range", b"delete_range", "expire_leases", b"expire_leases", "lease_grant", b"lease_grant", "lease_revoke", b"lease_revoke", "pass_time", b"pass_time", "publish_member", b"publish_member", "put", b"put", "renew_leases", b"renew_leases", "request", b"request", "sequence", b"sequence", "session", b"session", "set_feature_level", b"set_feature_level", "txn", b"txn"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["change_alarm", b"change_alarm", "compact", b"compact", "delete_range", b"delete_range", "done_to", b"done_to", "expire_leases", b"expire_leases", "lease_grant", b"lease_grant", "lease_revoke", b"lease_revoke", "open_session", b"open_session", "pass_time", b"pass_time", "publish_member", b"publish_member", "put", b"put", "renew_leases", b"renew_leases", "request", b"request", "sequence", b"sequence", "session", b"session", "set_feature_level", b"set_feature_level", "txn", b"txn"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_request: _TypeAlias = _typing.Literal["put", "delete_range", "txn", "compact", "publish_member", "set_feature_level", "lease_grant", "lease_revoke", "renew_leases", "expire_leases", "pass_time", "change_alarm"]  # noqa: Y015
+    _WhichOneofReturnType_request: _TypeAlias = _typing.Literal["put", "delete_range", "txn", "compact", "publish_member", "set_feature_level", "lease_grant", "lease_revoke", "renew_leases", "expire_leases", "pass_time", "change_alarm", "open_session"]  # noqa: Y015
     _WhichOneofArgType_request: _TypeAlias = _typing.Literal["request", b"request"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_request) -> _WhichOneofReturnType_request | None: ...
 
@@ -343,6 +354,72 @@ class CommandBatch(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___CommandBatch: _TypeAlias = CommandBatch  # noqa: Y015
+
+@_typing.final
+class SessionRow(_message.Message):
+    """---------------------------------------------------------------------------- the replicated state
+
+    A session: what its writes were answered, as long as its client may ask for it again.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    DONE_TO_FIELD_NUMBER: _builtins.int
+    ANSWERS_FIELD_NUMBER: _builtins.int
+    done_to: _builtins.int
+    """Writes up to this number are forgotten, and never applied (any more)."""
+    @_builtins.property
+    def answers(self) -> _containers.RepeatedCompositeFieldContainer[Global___KeptAnswer]: ...
+    def __init__(
+        self,
+        *,
+        done_to: _builtins.int = ...,
+        answers: _abc.Iterable[Global___KeptAnswer] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["answers", b"answers", "done_to", b"done_to"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SessionRow: _TypeAlias = SessionRow  # noqa: Y015
+
+@_typing.final
+class KeptAnswer(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SEQUENCE_FIELD_NUMBER: _builtins.int
+    KIND_FIELD_NUMBER: _builtins.int
+    RESPONSE_FIELD_NUMBER: _builtins.int
+    ERROR_FIELD_NUMBER: _builtins.int
+    TOO_LARGE_FIELD_NUMBER: _builtins.int
+    sequence: _builtins.int
+    kind: _builtins.int
+    """Field number in Command of what was written."""
+    response: _builtins.bytes
+    """The response message of its kind."""
+    error: _builtins.str
+    """Name of the error with which it changed nothing."""
+    too_large: _builtins.bool
+    """It was applied; the response was too large to be kept."""
+    def __init__(
+        self,
+        *,
+        sequence: _builtins.int = ...,
+        kind: _builtins.int = ...,
+        response: _builtins.bytes = ...,
+        error: _builtins.str = ...,
+        too_large: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["answer", b"answer", "error", b"error", "response", b"response", "too_large", b"too_large"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["answer", b"answer", "error", b"error", "kind", b"kind", "response", b"response", "sequence", b"sequence", "too_large", b"too_large"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType_answer: _TypeAlias = _typing.Literal["response", "error", "too_large"]  # noqa: Y015
+    _WhichOneofArgType_answer: _TypeAlias = _typing.Literal["answer", b"answer"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType_answer) -> _WhichOneofReturnType_answer | None: ...
+
+Global___KeptAnswer: _TypeAlias = KeptAnswer  # noqa: Y015
 
 @_typing.final
 class HardState(_message.Message):

@@ -14,6 +14,7 @@ from support.etcd import free_ports
 from kvbench.cluster import Cluster, Node
 from kvpb.rpc_pb2 import (
     CompactionRequest,
+    DeleteRangeRequest,
     LeaseGrantRequest,
     MemberAddRequest,
     MemberAddResponse,
@@ -31,6 +32,8 @@ from kvpb.rpc_pb2 import (
     WatchResponse,
 )
 from kvpb.rpc_pb2_grpc import ClusterStub, MaintenanceStub, WatchStub
+from kvpb.session_pb2 import OpenSessionRequest, WriteId
+from kvpb.session_pb2_grpc import SessionStub
 from kvserver import errors
 from kvserver.api.status import CATALOGUE, Status
 
@@ -98,6 +101,33 @@ async def of_the_leases(active: Node) -> dict[type[errors.RequestError], Status]
     }
 
 
+async def of_the_sessions(active: Node) -> dict[type[errors.RequestError], Status]:
+    async with grpc.aio.insecure_channel(active.client, DIRECT) as channel:
+        opened = await SessionStub(channel).Open(OpenSessionRequest(ttl_s=60), timeout=10)
+
+    async def numbered(sequence: int, session: int = opened.session, **more: int) -> Status:
+        write = WriteId(session=session, sequence=sequence, done_to=more.get("done_to", 0))
+        request: Message = DeleteRangeRequest(key=b"large", prev_kv=True)
+        method = "DeleteRange"
+        if "put" in more:
+            method, request = "Put", PutRequest(key=b"a")
+        metadata = [("kv-write-id-bin", write.SerializeToString())]
+        body = request.SerializeToString()
+        return Status(*await raw_call(active.client, f"{KV}/{method}", body, metadata))
+
+    large = PutRequest(key=b"large", value=b"v" * 10_000)
+    assert (await answer(active, f"{KV}/Put", large)).code is grpc.StatusCode.OK
+    assert (await numbered(2)).code is grpc.StatusCode.OK
+    return {
+        errors.WriteIdError: await numbered(0),
+        errors.SessionNotFoundError: await numbered(1, session=1),
+        errors.AnswerTooLargeError: await numbered(2),
+        errors.WriteIdReusedError: await numbered(2, put=1),
+        errors.WindowFullError: await numbered(1025),
+        errors.WriteForgottenError: await numbered(3, done_to=3),
+    }
+
+
 async def of_the_members(
     active: Node, others: Sequence[Node], ids: dict[str, int]
 ) -> dict[type[errors.RequestError], Status]:
@@ -147,6 +177,7 @@ async def test_each_with_its_code_and_text(cluster: Cluster) -> None:
     ids = {member.name: member.id for member in members}
     others = cluster.others(active)
     found = await of_the_keys(active) | await of_the_leases(active)
+    found |= await of_the_sessions(active)
     found |= await of_the_members(active, others, ids)
     await cluster.wait_in_step()
     (others[0].plan.data / "backup-0").touch()  # in the way of the copy

@@ -33,6 +33,8 @@ KINDS = {
         Kind(5, members=True, whole=True),
         Kind(3, whole=True, leases=True),
         Kind(5, whole=True, leases=True),
+        Kind(3, whole=True, sessions=True),
+        Kind(5, members=True, whole=True, sessions=True),
     )
 }
 
@@ -46,6 +48,8 @@ def figures(history: History) -> Counter[str]:
             "virtual seconds": round(history.seconds),
             "acknowledged writes": history.writes or len(history.acknowledged),
             "writes of unknown outcome": history.unknown,
+            "numbered writes sent again": history.repeated,
+            "sessions that ended": history.lost_sessions,
             "reads": history.reads,
             "elections": len(history.leader_of),
             "crashes": history.crashes,

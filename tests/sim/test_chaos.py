@@ -39,6 +39,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         Kind(5, whole=True),
         Kind(3, members=True, whole=True),
         Kind(3, whole=True, leases=True),
+        Kind(3, whole=True, sessions=True),
     ],
     ids=str,
 )

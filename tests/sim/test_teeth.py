@@ -14,8 +14,9 @@ from support.promises import ViolationError
 from support.simulation import Cluster
 
 from kvpb import raft_pb2
-from kvpb.raft_pb2 import PeerMessage
+from kvpb.raft_pb2 import Command, PeerMessage
 from kvserver.errors import NodeError
+from kvserver.mvcc.sessions import Sessions
 from kvserver.pipeline.applier import Applier
 from kvserver.pipeline.lessor import Lessor, _Lease
 from kvserver.raft.consensus import GuardedRaft
@@ -109,7 +110,24 @@ def promises_never_renewed(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(_Lease, "falls_short", lambda self, now_ms: False)
 
 
+def numbers_without_meaning(patch: pytest.MonkeyPatch) -> None:
+    """A write that comes again is applied again."""
+    patch.setattr(Sessions, "answered", lambda self, command: None)
+
+
+def answers_dropped_at_once(patch: pytest.MonkeyPatch) -> None:
+    """Of each session the newest batch is remembered, as if what is under way were acknowledged."""
+    real = Sessions.keep
+
+    def keep(self: Sessions, command: Command, answer: Any) -> None:
+        self._find(command.session).answers.clear()
+        real(self, command, answer)
+
+    patch.setattr(Sessions, "keep", keep)
+
+
 LEASES = Kind(3, whole=True, leases=True)
+SESSIONS = Kind(3, whole=True, sessions=True)
 
 
 SAFETY: tuple[tuple[Off, Kind, int], ...] = (
@@ -119,6 +137,8 @@ SAFETY: tuple[tuple[Off, Kind, int], ...] = (
     (foreign_identity, Kind(3), 0),
     (keepalives_without_a_round, LEASES, 4),
     (promises_never_renewed, LEASES, 2),
+    (numbers_without_meaning, SESSIONS, 0),
+    (answers_dropped_at_once, SESSIONS, 0),
 )
 """Guard, kind of run, first seed at which a promise breaks."""
 

@@ -10,6 +10,7 @@ from support.calls import RETRY_FOR_S, BrokenHistoryError
 from support.clients import Clients
 from support.lease_clients import END_WITHIN_S, LEASE_KEYS, Keepers
 from support.promises import History, Promises, ViolationError
+from support.session_clients import Counters
 from support.sim_disk import SimDisk
 from support.simulation import STEP_S, Cluster, SimNode
 from support.whole_node import WholeNode
@@ -52,11 +53,13 @@ class Kind:
     """Nodes have their KV service, and clients call it."""
     leases: bool = False
     """Some of the clients hold leases."""
+    sessions: bool = False
+    """Some of the clients number their writes, and send them until they are answered."""
 
     def __str__(self) -> str:
         words = ["whole" if self.whole else "raft", str(self.size)]
-        words += ["members"] if self.members else []
-        return "-".join([*words, "leases"] if self.leases else words)
+        more = [each for each in ("members", "leases", "sessions") if getattr(self, each)]
+        return "-".join(words + more)
 
 
 COUNTED: Final = (
@@ -95,6 +98,7 @@ class Chaos:
         self.keepers = Keepers(self.clients) if self.clients and kind.leases else None
         if self.keepers is not None:
             self.cluster.on_leases = self.keepers.applied
+        self.counters = Counters(self.clients) if self.clients and kind.sessions else None
         for storage in self.cluster.storages.values():
             storage.commit_s = self.rng.choice([0.0, 0.0, 0.002])
         self._disk_s = {name: disk.commit_s for name, disk in self.cluster.storages.items()}
@@ -108,6 +112,13 @@ class Chaos:
     # ------------------------------------------------------------------ one run
 
     def run(self, seconds: float) -> History:
+        try:
+            return self._run(seconds)
+        finally:
+            if self.clients is not None:
+                self.clients.abandon()
+
+    def _run(self, seconds: float) -> History:
         clock = self.cluster.clock
         started = clock.now
         end = started + seconds
@@ -485,3 +496,5 @@ class Chaos:
         history.reads += record.reads
         history.writes = record.writes
         history.unknown = record.unknown
+        if self.counters is not None:
+            self.counters.add_to(history)

@@ -65,6 +65,13 @@ class Clients:
         for caller in self._callers:
             caller.stopping = True
 
+    def abandon(self) -> None:
+        """The run is over, for the nodes too."""
+        self.loop.abandon()
+        for node in self._cluster.nodes.values():
+            assert isinstance(node, WholeNode)
+            node.loop.abandon()
+
     @property
     def idle(self) -> bool:
         """True when all have stopped."""

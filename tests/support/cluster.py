@@ -10,7 +10,7 @@ import random
 import resource
 import subprocess
 import sys
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from pathlib import Path
 
 import grpc
@@ -132,12 +132,14 @@ async def closed_by_peer(reader: asyncio.StreamReader) -> None:
                 pass
 
 
-async def raw_call(address: str, method: str, body: bytes) -> tuple[grpc.StatusCode, str]:
+async def raw_call(
+    address: str, method: str, body: bytes, metadata: Sequence[tuple[str, bytes]] = ()
+) -> tuple[grpc.StatusCode, str]:
     """Call a gRPC method with these bytes; how it ended."""
     async with grpc.aio.insecure_channel(address, (("grpc.enable_http_proxy", 0),)) as channel:
         call: Callable[..., Awaitable[bytes]] = channel.unary_unary(method)
         try:
-            await call(body, timeout=CALL_S_MAX)
+            await call(body, timeout=CALL_S_MAX, metadata=metadata)
         except grpc.aio.AioRpcError as error:
             return error.code(), error.details() or ""
         return grpc.StatusCode.OK, ""

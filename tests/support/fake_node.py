@@ -11,16 +11,19 @@ from typing import Any
 
 import grpc
 
-from kvpb import rpc_pb2, rpc_pb2_grpc
+from kvpb import rpc_pb2, rpc_pb2_grpc, session_pb2_grpc
 
 Context = grpc.ServicerContext
 Step = Callable[[Any, Context], Any]
 
 HANG_S = 30.0
 
+SESSIONS = ("Open", "LeaseRevoke")
+"""Not recorded unless scripted: what clients begin and end with by themselves."""
+
 
 class FakeNode:
-    """Serves KV, Cluster and Maintenance; `calls` records what it was asked."""
+    """Serves what the client calls; `calls` records what it was asked."""
 
     def __init__(self, port: int = 0) -> None:
         self.calls: list[tuple[str, Any]] = []
@@ -30,6 +33,8 @@ class FakeNode:
         rpc_pb2_grpc.add_KVServicer_to_server(_kv(self), self._server)
         rpc_pb2_grpc.add_ClusterServicer_to_server(_cluster(self), self._server)
         rpc_pb2_grpc.add_MaintenanceServicer_to_server(_maintenance(self), self._server)
+        rpc_pb2_grpc.add_LeaseServicer_to_server(_lease(self), self._server)
+        session_pb2_grpc.add_SessionServicer_to_server(_session(self), self._server)
         self.address = f"127.0.0.1:{self._server.add_insecure_port(f'127.0.0.1:{port}')}"
         self._server.start()
 
@@ -38,7 +43,8 @@ class FakeNode:
         self._steps[method] = list(steps)
 
     def play(self, method: str, request: Any, context: Context) -> Any:
-        self.calls.append((method, request))
+        if method in self._steps or method not in SESSIONS:
+            self.calls.append((method, request))
         steps = self._steps.get(method) or [fails(grpc.StatusCode.UNIMPLEMENTED, "not scripted")]
         return (steps.pop(0) if len(steps) > 1 else steps[0])(request, context)
 
@@ -116,6 +122,14 @@ def _cluster(node: FakeNode) -> Any:
     verbs = ("List", "Add", "Remove", "Update", "Promote")
     methods = tuple(f"Member{verb}" for verb in verbs)
     return _servicer(rpc_pb2_grpc.ClusterServicer, methods, node)
+
+
+def _lease(node: FakeNode) -> Any:
+    return _servicer(rpc_pb2_grpc.LeaseServicer, ("LeaseRevoke",), node)
+
+
+def _session(node: FakeNode) -> Any:
+    return _servicer(session_pb2_grpc.SessionServicer, ("Open",), node)
 
 
 def _maintenance(node: FakeNode) -> Any:

@@ -120,6 +120,9 @@ class MemoryTxn:
         for name in list(self._tables[db].order):
             self._delete(db, name)
 
+    def holds(self, db: Database) -> bool:
+        return True
+
     def size_of(self, db: Database) -> int:
         return sum(len(key) + len(row) for key, row in self.scan(db))
 

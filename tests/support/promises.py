@@ -41,6 +41,9 @@ class History:
     entry and each read."""
     writes: int = 0
     unknown: int = 0
+    repeated: int = 0
+    """Attempts of numbered writes after one that got no answer."""
+    lost_sessions: int = 0
     reads: int = 0
     crashes: int = 0
     adopted: int = 0

@@ -2,6 +2,7 @@
 
 import asyncio
 import heapq
+import inspect
 from asyncio import events
 from collections import deque
 from collections.abc import Callable, Coroutine
@@ -58,6 +59,13 @@ class VirtualLoop(asyncio.AbstractEventLoop):
             task.cancel()
         self.run()
         self._timers.clear()
+
+    def abandon(self) -> None:
+        """The run is over: nobody wonders about tasks that have not begun."""
+        for task in self._tasks:
+            coro = task.get_coro()
+            if inspect.iscoroutine(coro) and inspect.getcoroutinestate(coro) == "CORO_CREATED":
+                coro.close()
 
     # ------------------------------------------------------------------ for asyncio
 

@@ -6,6 +6,7 @@ Only sockets and LMDB are missing; its main thread is a loop in virtual time.
 import hashlib
 import threading
 from collections.abc import Callable, Coroutine
+from dataclasses import dataclass
 from typing import Any, NoReturn, cast
 
 import grpc
@@ -18,6 +19,7 @@ from kvpb.rpc_pb2 import LeaseKeepAliveResponse
 from kvserver.api.door import Door
 from kvserver.api.kv import KvServicer
 from kvserver.api.lease import LeaseServicer
+from kvserver.api.session import SessionServicer
 from kvserver.config import GIB
 from kvserver.mvcc.history import Change
 from kvserver.mvcc.leases import LeaseChange
@@ -80,8 +82,26 @@ class RecordedApplier(Applier):
         return staged
 
 
+Metadata = tuple[tuple[str, bytes], ...]
+
+
+@dataclass(frozen=True)
+class Sent:
+    """A request with its metadata."""
+
+    method: str
+    request: Any
+    metadata: Metadata
+
+
 class CallContext:
     """Of one call."""
+
+    def __init__(self, metadata: Metadata = ()) -> None:
+        self._metadata = metadata
+
+    def invocation_metadata(self) -> Metadata:
+        return self._metadata
 
     async def abort(
         self, code: grpc.StatusCode, details: str, trailers: tuple[tuple[str, str], ...] = ()
@@ -131,6 +151,7 @@ class WholeNode(SimNode):
         self._door = self._build_door(limits)
         self.servicer = KvServicer(self._door)
         self._leases = LeaseServicer(self._door)
+        self._sessions = SessionServicer(self._door)
         self.loop.call_later(BEAT_S, self._beat)
         return self.machine, self.proposer
 
@@ -225,15 +246,23 @@ class WholeNode(SimNode):
 
     def serve(self, method: str, request: object) -> Coroutine[Any, Any, Any]:
         """Answer a call as the API does; AbortedError is a status."""
-        context = cast("grpc.aio.ServicerContext[Any, Any]", CallContext())
+        metadata: Metadata = ()
+        if isinstance(request, Sent):
+            metadata, request = request.metadata, request.request
+        context = cast("grpc.aio.ServicerContext[Any, Any]", CallContext(metadata))
         if method == "LeaseKeepAlive":
-            return self._door.answer(context, self._keep_alive(cast("Any", request).ID))
+            return self._keep_alive(cast("Any", request).ID, context)
+        if method == "Open":
+            return self._sessions.Open(cast("Any", request), context)
         servicer = self._leases if method.startswith("Lease") else self.servicer
         answer: Coroutine[Any, Any, Any] = getattr(servicer, method)(request, context)
         return answer
 
-    async def _keep_alive(self, lease: int) -> LeaseKeepAliveResponse:
+    async def _keep_alive(self, lease: int, context: Any) -> Any:
         """One keepalive of a stream."""
+        return await self._door.answer(context, self._kept_alive(lease))
+
+    async def _kept_alive(self, lease: int) -> LeaseKeepAliveResponse:
         await self.role.require_active()
         (ttl_s,) = await self.lessor.keep_alive([lease])
         return LeaseKeepAliveResponse(ID=lease, TTL=ttl_s)

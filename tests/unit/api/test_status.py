@@ -21,6 +21,14 @@ OURS_ALONE = {
     errors.SnapshotFailedError: (
         "kvserver: the snapshot could not be made: the log of the node says why"
     ),
+    errors.WriteIdError: "kvserver: kv-write-id-bin is no valid write id",
+    errors.SessionNotFoundError: "kvserver: session not found",
+    errors.WriteForgottenError: "kvserver: the client is done with this write",
+    errors.WindowFullError: "kvserver: too many writes of the session are under way",
+    errors.WriteIdReusedError: "kvserver: another write of the session has this number",
+    errors.AnswerTooLargeError: (
+        "kvserver: the write was applied, but its answer was too large to be kept"
+    ),
 }
 
 BY_MEANING = {

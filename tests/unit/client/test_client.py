@@ -205,7 +205,7 @@ async def test_a_write_is_never_sent_twice_after_a_connection_broke(
     (node,) = nodes(1)
     node.on("Put", answers(put_response()))
     with broken_port(after_request=True) as address:
-        client = connect(address, node)
+        client = connect(address, node, exactly_once=False)
         with pytest.raises(OutcomeUnknown, match=r"the put may or may not be applied") as caught:
             await client.put("k", "v")
         assert caught.value.endpoint == address

@@ -3,9 +3,9 @@
 import pytest
 
 from kvclient import errors
-from kvclient.errors import BY_TEXT, KvError, OutcomeUnknown, ServerError, server_error
+from kvclient.errors import BY_TEXT, AnswerLost, KvError, OutcomeUnknown, ServerError, server_error
 from kvserver.api.status import CATALOGUE
-from kvserver.errors import NotActiveError, OutcomeUnknownError
+from kvserver.errors import AnswerTooLargeError, NotActiveError, OutcomeUnknownError
 
 
 def test_texts_and_classes_are_a_bijection() -> None:
@@ -36,13 +36,14 @@ def test_an_unknown_text_keeps_its_words() -> None:
 
 
 def test_each_text_of_our_server_has_a_class() -> None:
-    decided_otherwise = {NotActiveError, OutcomeUnknownError}
+    decided_otherwise = {NotActiveError, OutcomeUnknownError, AnswerTooLargeError}
+    assert CATALOGUE[AnswerTooLargeError].text == AnswerLost.text
     for error, status in CATALOGUE.items():
         assert (status.text in BY_TEXT) is (error not in decided_otherwise), status.text
 
 
 @pytest.mark.parametrize(
-    "name", ["DeadlineExceeded", "Unavailable", "ServerError", "OutcomeUnknown"]
+    "name", ["DeadlineExceeded", "Unavailable", "ServerError", "OutcomeUnknown", "AnswerLost"]
 )
 def test_all_errors_have_one_base(name: str) -> None:
     assert issubclass(getattr(errors, name), KvError)

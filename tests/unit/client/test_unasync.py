@@ -23,9 +23,8 @@ def unasync() -> ModuleType:
 
 
 @pytest.fixture
-def source(unasync: ModuleType) -> str:
-    text: str = unasync.SOURCE.read_text()
-    return text
+def sources(unasync: ModuleType) -> dict[str, str]:
+    return {source.name: source.read_text() for source in unasync.TARGETS}
 
 
 def test_the_committed_code_is_fresh(unasync: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -37,21 +36,29 @@ def test_stale_code_is_found(
     unasync: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(sys, "argv", ["unasync", "--check"])
-    for content in (None, unasync.TARGET.read_text() + "\n"):
-        target = tmp_path / "_sync.py"
-        if content is not None:
-            target.write_text(content)
-        monkeypatch.setattr(unasync, "TARGET", target)
-        with pytest.raises(SystemExit, match="out of date"):
-            unasync.main()
-        assert not target.exists() or target.read_text() == content, "a check changes nothing"
+    for source, committed in unasync.TARGETS.items():
+        for content in (None, committed.read_text() + "\n"):
+            target = tmp_path / committed.name
+            if content is not None:
+                target.write_text(content)
+            monkeypatch.setattr(unasync, "TARGETS", {**unasync.TARGETS, source: target})
+            with pytest.raises(SystemExit, match="out of date"):
+                unasync.main()
+            assert not target.exists() or target.read_text() == content, "a check changes nothing"
 
 
-def test_a_substitution_that_matches_nothing_is_an_error(unasync: ModuleType, source: str) -> None:
+def test_a_substitution_that_matches_nothing_is_an_error(
+    unasync: ModuleType, sources: dict[str, str]
+) -> None:
+    slept = {name: text.replace("asyncio.sleep", "time.sleep") for name, text in sources.items()}
     with pytest.raises(ValueError, match="unused substitution"):
-        unasync.unasync(source.replace("asyncio.sleep", "asyncio.snooze"))
+        unasync.unasync(slept)
 
 
-def test_asyncio_that_no_substitution_knows_is_an_error(unasync: ModuleType, source: str) -> None:
-    with pytest.raises(ValueError, match="still asyncio"):
-        unasync.unasync(source + "\nasync_only = asyncio.gather\n")
+def test_asyncio_that_no_substitution_knows_is_an_error(
+    unasync: ModuleType, sources: dict[str, str]
+) -> None:
+    for name, text in sources.items():
+        more = {**sources, name: text + "\nasync_only = asyncio.gather\n"}
+        with pytest.raises(ValueError, match="still asyncio"):
+            unasync.unasync(more)

@@ -4,6 +4,7 @@ import pytest
 from support.memory_storage import MemoryStorage
 
 from kvpb.raft_pb2 import Command, CommandBatch, PublishMember, SetFeatureLevel
+from kvpb.rpc_pb2 import LeaseGrantRequest, PutRequest
 from kvserver.errors import LogNotUnderstoodError, NotCapableError
 from kvserver.pipeline import features
 from kvserver.pipeline.applier import Applier
@@ -32,11 +33,20 @@ def test_nobody_decides_before_all_have_told() -> None:
 
 
 def test_a_command_waits_for_its_level(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(features, "COMMAND_LEVELS", {"put": 0, "grant": 2})
-    check_command("put", 0)
-    check_command("grant", 2)
+    monkeypatch.setattr(features, "COMMAND_LEVELS", {"put": 0, "lease_grant": 2})
+    put, grant = Command(put=PutRequest()), Command(lease_grant=LeaseGrantRequest())
+    check_command(put, 0)
+    check_command(grant, 2)
     with pytest.raises(NotCapableError):
-        check_command("grant", 1)
+        check_command(grant, 1)
+
+
+def test_a_numbered_write_waits_until_all_members_know_what_that_is() -> None:
+    """An older one would see an ordinary write, and apply it as often as it comes."""
+    write = Command(put=PutRequest(), session=7, sequence=1)
+    check_command(write, features.NUMBERED_LEVEL)
+    with pytest.raises(NotCapableError):
+        check_command(write, features.NUMBERED_LEVEL - 1)
 
 
 def test_every_command_has_a_level() -> None:

@@ -6,6 +6,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -13,10 +14,11 @@ import lmdb
 import pytest
 
 from kvserver.errors import DataDirError, DiskError
-from kvserver.storage import env
+from kvserver.storage import check, env
+from kvserver.storage.check import Check
 from kvserver.storage.datadir import DataDir
 from kvserver.storage.env import LmdbStorage
-from kvserver.storage.schema import DATABASES, KV, META
+from kvserver.storage.schema import DATABASES, GENERATION, KV, META, Database
 
 
 @pytest.fixture
@@ -95,6 +97,72 @@ def test_another_format_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr("kvserver.storage.env.FORMAT_VERSION", 99)
     with pytest.raises(DataDirError, match="start the version that wrote it"):
         LmdbStorage(tmp_path)
+
+
+YOUNG = Database(b"young", "test", replicated=True, since=GENERATION + 1, layout="nothing")
+
+
+def younger(monkeypatch: pytest.MonkeyPatch) -> None:
+    """From here on this is a later version, with one more database."""
+    monkeypatch.setattr(env, "GENERATION", GENERATION + 1)
+    monkeypatch.setattr(env, "_IN_ORDER", (*env._IN_ORDER, YOUNG))
+    monkeypatch.setattr(check, "DATABASES", (*DATABASES, YOUNG))
+
+
+def test_a_later_version_makes_the_database_that_it_knows_and_no_older_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    older = LmdbStorage(tmp_path)
+    older.writer().put(KV, b"a", b"1")
+    older.commit(durable=True)
+    older.close()
+    with monkeypatch.context() as later:
+        younger(later)
+        for _ in range(2):
+            storage = LmdbStorage(tmp_path)
+            with storage.read() as txn:
+                assert txn.get(KV, b"a") == b"1"
+                assert list(txn.scan(YOUNG)) == [(b"y", b"2")] * (_ > 0)
+            storage.writer().put(YOUNG, b"y", b"2")
+            storage.commit(durable=True)
+            storage.close()
+    with (older := LmdbStorage(tmp_path)).read() as txn:
+        assert txn.get(KV, b"a") == b"1"
+    older.close()
+    with monkeypatch.context() as later:
+        younger(later)
+        storage = LmdbStorage(tmp_path)
+        with storage.read() as txn:
+            assert list(txn.scan(YOUNG)) == [(b"y", b"2")]
+        storage.close()
+
+
+def test_a_database_that_was_there_before_is_not_made_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An empty one in its place would be believed."""
+    LmdbStorage(tmp_path).close()
+    monkeypatch.setattr(env, "_IN_ORDER", (*env._IN_ORDER, replace(YOUNG, since=GENERATION)))
+    with pytest.raises(DataDirError, match="can't be opened"):
+        LmdbStorage(tmp_path)
+
+
+def test_an_older_copy_is_read_as_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    older = LmdbStorage(tmp_path)
+    older.writer().put(KV, b"a", b"1")
+    older.forget_node()
+    older.close()
+    younger(monkeypatch)
+    before = (tmp_path / "data.mdb").read_bytes()
+    storage = LmdbStorage(tmp_path / "data.mdb", read_only=True)
+    with storage.read() as txn:
+        assert [db for db in (*DATABASES, YOUNG) if not txn.holds(db)] == [YOUNG]
+    whole = Check(storage)
+    while not whole.step():
+        pass
+    assert whole.rows == 3, "the key, the format and the generation"
+    storage.close()
+    assert (tmp_path / "data.mdb").read_bytes() == before
 
 
 def test_a_key_the_engine_refuses_is_a_disk_error_not_a_crash(storage: LmdbStorage) -> None:

@@ -1,0 +1,166 @@
+"""Sessions: what numbered writes were answered, so that none is applied twice. Deterministic.
+
+A session is a lease with a row of its own here. A write in it carries a number; when it comes again
+it gets the answer of the first time, errors included, until its client is done with it.
+
+Invariants, of each session:
+- a number is applied once at most: only if it is above `done_to` and has no answer yet;
+- `done_to` never falls, and no answer is kept that it covers;
+- a session ends with its lease, and only with it; no write begins one.
+"""
+
+import struct
+from collections.abc import Collection
+from typing import Final
+
+from google.protobuf.message import Message
+
+from kvpb.raft_pb2 import Command, KeptAnswer, SessionRow
+from kvpb.rpc_pb2 import DeleteRangeResponse, PutResponse, TxnResponse
+from kvserver.errors import (
+    AnswerTooLargeError,
+    RequestError,
+    SessionNotFoundError,
+    WindowFullError,
+    WriteForgottenError,
+    WriteIdReusedError,
+)
+from kvserver.mvcc.leases import Leases
+from kvserver.storage.contract import WriteTxn
+from kvserver.storage.schema import SESSION
+
+WINDOW: Final = 1024
+"""Numbers that may be in use, from the oldest that its client is not done with."""
+
+KEPT_BYTES_MAX: Final = 8 << 10
+"""Of one response. So the row of a session stays below the size of a few requests."""
+
+_ID: Final = struct.Struct(">q")
+
+Answer = PutResponse | DeleteRangeResponse | TxnResponse
+
+_RESPONSES: Final[dict[str, type[Answer]]] = {
+    "put": PutResponse, "delete_range": DeleteRangeResponse, "txn": TxnResponse,
+}  # fmt: skip
+"""What the writes that may be numbered are answered with."""
+
+_KINDS: Final = {kind: Command.DESCRIPTOR.fields_by_name[kind].number for kind in _RESPONSES}
+
+_ERRORS: Final = {kind.__name__: kind for kind in RequestError.__subclasses__()}
+"""The names are on disks: one that applying can raise must not change, or stand here twice."""
+
+
+class _Session:
+    """A row while a batch uses it."""
+
+    def __init__(self, row: SessionRow) -> None:
+        self.done_to = row.done_to
+        self.answers = {kept.sequence: kept for kept in row.answers}
+
+    def done(self, up_to: int) -> None:
+        if up_to > self.done_to:
+            self.done_to = up_to
+            self.answers = {n: kept for n, kept in self.answers.items() if n > up_to}
+
+    def row(self) -> SessionRow:
+        kept = (self.answers[number] for number in sorted(self.answers))
+        return SessionRow(done_to=self.done_to, answers=kept)
+
+
+class Sessions:
+    """The sessions as the commands of a batch see and change them."""
+
+    def __init__(self, txn: WriteTxn, leases: Leases) -> None:
+        self._txn = txn
+        self._leases = leases
+        self._known: dict[int, _Session | None] = {}
+        """Sessions that were looked at; None for one that does not exist."""
+        self._changed: set[int] = set()
+        """Invariant: written when the batch ends, and all of them are known to exist."""
+
+    def expect(self, sessions: Collection[int]) -> None:
+        """Read the rows of these in one call (`Writer.expect` tells why)."""
+        keys = {_ID.pack(session): session for session in sessions}
+        self._known |= dict.fromkeys(sessions)
+        for key, row in self._txn.get_many(SESSION, keys).items():
+            self._known[keys[key]] = _Session(SessionRow.FromString(row))
+
+    def begin(self, session: int) -> None:
+        """Open the session of a lease that was just granted."""
+        self._known[session] = _Session(SessionRow())
+        self._changed.add(session)
+
+    def end(self, session: int) -> None:
+        """Its lease has ended."""
+        self._known[session] = None
+        self._changed.discard(session)
+        self._txn.delete(SESSION, _ID.pack(session))
+
+    def answered(self, command: Command) -> Answer | None:
+        """The answer that a numbered write had before; None: it is to be applied.
+
+        Raises:
+            RequestError: it is not to be applied. That of the first time, or what is wrong.
+        """
+        session = self._find(command.session)
+        if command.done_to > session.done_to:
+            session.done(command.done_to)
+            self._changed.add(command.session)
+        if command.sequence <= session.done_to:
+            raise WriteForgottenError
+        kept = session.answers.get(command.sequence)
+        if kept is not None:
+            return _repeated(kept, command)
+        if command.sequence > session.done_to + WINDOW:
+            raise WindowFullError
+        return None
+
+    def keep(self, command: Command, answer: Message | RequestError) -> None:
+        """What a numbered write was answered, now that it is applied."""
+        session = self._find(command.session)
+        kind = command.WhichOneof("request")
+        assert kind is not None
+        kept = KeptAnswer(sequence=command.sequence, kind=_KINDS[kind])
+        if isinstance(answer, RequestError):
+            kept.error = type(answer).__name__
+        else:
+            response = answer.SerializeToString(deterministic=True)
+            if len(response) <= KEPT_BYTES_MAX:
+                kept.response = response
+            else:
+                kept.too_large = True
+        session.answers[command.sequence] = kept
+        self._changed.add(command.session)
+
+    def flush(self) -> None:
+        """Write what was changed: one row for each session, for all commands of a batch."""
+        if self._changed:
+            rows = []
+            for session in sorted(self._changed):
+                row = self._find(session).row().SerializeToString(deterministic=True)
+                rows.append((_ID.pack(session), row))
+                self._leases.live_on(session)
+            self._txn.put_many(SESSION, rows)
+            self._changed.clear()
+
+    def _find(self, number: int) -> _Session:
+        if number not in self._known:
+            self.expect([number])
+        session = self._known[number]
+        if session is None:
+            raise SessionNotFoundError
+        return session
+
+
+def _repeated(kept: KeptAnswer, command: Command) -> Answer:
+    kind = command.WhichOneof("request")
+    assert kind is not None
+    if kept.kind != _KINDS[kind]:
+        raise WriteIdReusedError
+    match kept.WhichOneof("answer"):
+        case "response":
+            return _RESPONSES[kind].FromString(kept.response)
+        case "error":
+            raise _ERRORS[kept.error]
+        case _:
+            raise AnswerTooLargeError
