@@ -227,6 +227,10 @@ class FutureRevisionError(RequestError):
     """A revision that does not exist yet."""
 
 
+class AuthNotEnabledError(RequestError):
+    """There are no users."""
+
+
 class WriteIdError(RequestError):
     """The metadata that name a write are none of ours."""
 

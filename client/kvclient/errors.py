@@ -289,6 +289,13 @@ class DefragmentFailed(ServerError):
     advice = "the node could not make a copy: see whether its disk has room, and its log"
 
 
+class AuthNotEnabled(ServerError):
+    """The cluster has no users."""
+
+    text = "etcdserver: authentication is not enabled"
+    advice = "there are no users here: call without a name and a password"
+
+
 class SessionNotFound(ServerError):
     """The session of a write is not there any more."""
 
@@ -358,6 +365,7 @@ BY_TEXT: Mapping[str, type[ServerError]] = {
         NotCapable,
         SnapshotFailed,
         DefragmentFailed,
+        AuthNotEnabled,
         SessionNotFound,
         WriteIdInvalid,
         WriteForgotten,

@@ -16,6 +16,7 @@ from kvpb import (
     session_pb2,
     session_pb2_grpc,
 )
+from kvserver.api.auth import AuthServicer
 from kvserver.api.cluster import ClusterServicer
 from kvserver.api.door import Door
 from kvserver.api.election import ElectionServicer
@@ -74,6 +75,7 @@ class ApiServer:
         rpc_pb2_grpc.add_LeaseServicer_to_server(LeaseServicer(door), self._server)
         rpc_pb2_grpc.add_MaintenanceServicer_to_server(maintenance, self._server)
         rpc_pb2_grpc.add_ClusterServicer_to_server(cluster, self._server)
+        rpc_pb2_grpc.add_AuthServicer_to_server(AuthServicer(door), self._server)
         queues = Queues(door, kv)
         lock_pb2_grpc.add_LockServicer_to_server(LockServicer(queues), self._server)
         election_pb2_grpc.add_ElectionServicer_to_server(ElectionServicer(queues), self._server)
@@ -82,7 +84,7 @@ class ApiServer:
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
         names = [
             rpc_pb2.DESCRIPTOR.services_by_name[name].full_name
-            for name in ("KV", "Watch", "Lease", "Maintenance", "Cluster")
+            for name in ("KV", "Watch", "Lease", "Maintenance", "Cluster", "Auth")
         ]
         names += [
             lock_pb2.DESCRIPTOR.services_by_name["Lock"].full_name,

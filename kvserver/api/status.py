@@ -108,6 +108,9 @@ CATALOGUE: Final[dict[type[errors.RequestError], Status]] = {
     errors.FutureRevisionError: Status(
         StatusCode.OUT_OF_RANGE, "etcdserver: mvcc: required revision is a future revision"
     ),
+    errors.AuthNotEnabledError: Status(
+        StatusCode.FAILED_PRECONDITION, "etcdserver: authentication is not enabled"
+    ),
     errors.WriteIdError: Status(
         StatusCode.INVALID_ARGUMENT, "kvserver: kv-write-id-bin is no valid write id"
     ),

@@ -97,6 +97,9 @@ CLUSTER = [
     ("endpoint hashkv -w fields", ""),
     ("endpoint hashkv --rev=7", ""),
     ("endpoint hashkv --rev=99999", ""),
+    ("auth status", ""),
+    ("auth status -w json", ""),
+    ("--user somebody:secret get a", ""),
     ("member list -w json", ""),
     ("member list -w fields", ""),
     ("member add x --peer-urls=nonsense", ""),
@@ -128,7 +131,7 @@ LEASES = [
 """Without leases of one's own; with them see `test_the_life_of_a_lease`."""
 
 UNIMPLEMENTED = [
-    "auth enable", "auth disable", "auth status", "user list", "user get root", "user delete root",
+    "auth enable", "auth disable", "user list", "user get root", "user delete root",
     "user grant-role root root", "role list", "role add reader", "role get root",
     "role grant-permission reader read a",
 ]  # fmt: skip

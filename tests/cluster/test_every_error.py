@@ -13,6 +13,7 @@ from support.etcd import free_ports
 
 from kvbench.cluster import Cluster, Node
 from kvpb.rpc_pb2 import (
+    AuthenticateRequest,
     CompactionRequest,
     DeleteRangeRequest,
     LeaseGrantRequest,
@@ -101,6 +102,13 @@ async def of_the_leases(active: Node) -> dict[type[errors.RequestError], Status]
     }
 
 
+async def of_users(node: Node) -> dict[type[errors.RequestError], Status]:
+    somebody = AuthenticateRequest(name="root", password="root")
+    return {
+        errors.AuthNotEnabledError: await answer(node, "/etcdserverpb.Auth/Authenticate", somebody)
+    }
+
+
 async def of_the_sessions(active: Node) -> dict[type[errors.RequestError], Status]:
     async with grpc.aio.insecure_channel(active.client, DIRECT) as channel:
         opened = await SessionStub(channel).Open(OpenSessionRequest(ttl_s=60), timeout=10)
@@ -177,7 +185,7 @@ async def test_each_with_its_code_and_text(cluster: Cluster) -> None:
     ids = {member.name: member.id for member in members}
     others = cluster.others(active)
     found = await of_the_keys(active) | await of_the_leases(active)
-    found |= await of_the_sessions(active)
+    found |= await of_the_sessions(active) | await of_users(others[0])
     found |= await of_the_members(active, others, ids)
     await cluster.wait_in_step()
     (others[0].plan.data / "backup-0").touch()  # in the way of the copy

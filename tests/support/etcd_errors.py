@@ -91,7 +91,6 @@ NEVER = {
         "role name not found",
         "role is not granted to the user",
         "permission is not granted to the role",
-        "authentication is not enabled",
         "permission denied",
         "invalid auth token",
     ],
