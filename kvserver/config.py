@@ -7,6 +7,7 @@ else from the TOML file named by `--config` (`data-dir = "..."`), else it is the
 import ipaddress
 import re
 from dataclasses import dataclass, field, fields
+from itertools import combinations
 from pathlib import Path
 from typing import Any, Final
 
@@ -62,6 +63,9 @@ class Config:
     listen_client: str = option("127.0.0.1:2379", "host:port for clients.")
     advertise_client: str = option(
         "", "host:port that clients are told to use. [default: --listen-client]"
+    )
+    listen_http: str = option(
+        "", "host:port for health checks and metrics by HTTP. [default: none]"
     )
     allow_insecure: bool = option(
         False, "Listen without TLS on addresses that are not loopback. Anybody there may write."
@@ -123,6 +127,11 @@ class Config:
         return self.advertise_client or self.listen_client
 
     @property
+    def http_address(self) -> tuple[str, int] | None:
+        """Host and port of --listen-http, None without it."""
+        return parse_address("--listen-http", self.listen_http) if self.listen_http else None
+
+    @property
     def retention(self) -> Retention:
         """What auto-compaction keeps.
 
@@ -163,10 +172,14 @@ class Config:
         """
         if not _NAME.fullmatch(self.name):
             raise UsageError(f"--name '{self.name}': use letters, digits, '-', '_' and '.'")
-        for flag in ("listen_peer", "listen_client", "advertise_client"):
-            self._check_address(flag)
-        if self.listen_peer == self.listen_client:
-            raise UsageError("--listen-peer and --listen-client are the same address; use two")
+        listening = ("listen_peer", "listen_client", "listen_http")
+        for attribute in (*listening, "advertise_client"):
+            self._check_address(attribute)
+        for one, other in combinations(listening, 2):
+            if getattr(self, one) == getattr(self, other):
+                raise UsageError(
+                    f"{flag_name(one)} and {flag_name(other)} are the same address; use two"
+                )
         if parse_address("--listen-client", self.client_address)[0] in _ALL_ADDRESSES:
             if self.advertise_client:
                 raise UsageError(

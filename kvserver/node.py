@@ -137,7 +137,9 @@ class Node:
 
     async def _start(self) -> None:
         """Listen to clients, then take part in the agreement: whoever is elected can be reached."""
-        await self._api.start(*parse_address("--listen-client", self._config.listen_client))
+        await self._api.start(
+            parse_address("--listen-client", self._config.listen_client), self._config.http_address
+        )
         try:
             self._thread.start()
         except BaseException:
@@ -189,7 +191,7 @@ class Node:
             before_turn=self._before_turn,
             on_failure=self._fail_soon(asyncio.get_running_loop()),
         )
-        self._api = ApiServer(self._build_door(opened))
+        self._api = ApiServer(self._build_door(opened), self._event)
 
     def _build_pipeline(self, storage: Storage) -> None:
         """What requests pass on their way to the log and back."""
@@ -271,6 +273,8 @@ class Node:
             alarms=self._applier.alarms,
             quota_bytes=self._config.quota,
             defragment=lambda done: self._thread.call(lambda: self._engine.defragment(done)),
+            match_index=self._engine.match_index,
+            raft_silent_s=lambda: self._raft_death.stalled_s,
             watch_progress_s=self._config.watch_progress_interval_ms / 1000,
         )
 
@@ -410,10 +414,7 @@ class Node:
 
     def _show_health(self) -> None:
         status = self._crossing.status
-        fit = (
-            status is not None and status.established and status.leader is not None
-            and not status.disqualified
-        )  # fmt: skip
+        fit = status is not None and status.fit
         self._spawn(self._api.show_health(self._role.role, fit=fit))
 
     def _spawn(self, work: Coroutine[None, None, None]) -> asyncio.Task[None]:

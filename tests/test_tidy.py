@@ -23,6 +23,8 @@ SEAM: Final = "kvserver/raft/seam.py"
 HOMES: Final = {
     "lmdb": ("kvserver/storage/",),
     "pysyncobj": ("kvserver/raft/",),
+    "aiohttp": ("kvserver/api/",),
+    "prometheus_client": ("kvserver/api/",),
     "grpc": ("kvserver/api/", "client/kvclient/", "bench/kvbench/"),
     "grpc_health": ("kvserver/api/",),
     "grpc_reflection": ("kvserver/api/",),
@@ -276,6 +278,8 @@ DOC: Final = '"""A module."""\n'
         (libraries_stay_in_their_rooms, "kvserver/pipeline/role.py", "from grpc import aio"),
         (libraries_stay_in_their_rooms, "kvserver/api/kv.py", "def f():\n    import pysyncobj"),
         (libraries_stay_in_their_rooms, "client/kvclient/cli.py", "import grpc_health.v1"),
+        (libraries_stay_in_their_rooms, "kvserver/node.py", "from aiohttp import web"),
+        (libraries_stay_in_their_rooms, "kvserver/raft/engine.py", "import prometheus_client"),
         (nothing_runs_text, "a.py", "import pickle"),
         (nothing_runs_text, "a.py", "def f():\n    from pickle import loads"),
         (nothing_runs_text, "a.py", "eval('1')"),

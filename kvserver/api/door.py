@@ -58,6 +58,10 @@ class Door:
     quota_bytes: int
     defragment: Callable[[Done], None]
     """Begins to defragment this node; told in the raft thread how that ended."""
+    match_index: Callable[[MemberId], int]
+    """Newest entry known to be on a peer's disk; 0 if unknown, or unless this node leads."""
+    raft_silent_s: Callable[[], float]
+    """How long the raft thread has shown no sign of life."""
     watch_progress_s: float = 600.0
     """After so long without an event a watcher that asked for it is told how far it is."""
 

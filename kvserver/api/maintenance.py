@@ -23,8 +23,11 @@ from kvserver.mvcc.store import current_revision
 from kvserver.pipeline.role import REMOVED
 from kvserver.raft.entry import MemberId
 
-API_VERSION: Final = f"3.5.0+kvserver.{__version__}"
-"""The level of etcd's API that is spoken, and by whom (semver build metadata)."""
+API_LEVEL: Final = "3.5.0"
+"""The level of etcd's API that is spoken."""
+
+API_VERSION: Final = f"{API_LEVEL}+kvserver.{__version__}"
+"""And by whom (semver build metadata)."""
 
 SLICE_ROWS: Final = 2_000
 """Rows hashed before other requests get their turn."""

@@ -206,6 +206,12 @@ class Lessor:
             for task in tenure.tasks:
                 task.cancel()
 
+    @property
+    def count(self) -> int | None:
+        """Leases whose time is told here; None if they are not, or not yet."""
+        tenure = self._tenure
+        return len(tenure.leases) if tenure is not None and tenure.loaded.is_set() else None
+
     def _spawn(self, tenure: _Tenure, work: Coroutine[None, None, None]) -> None:
         task = asyncio.get_running_loop().create_task(self._guarded(work))
         tenure.tasks.add(task)

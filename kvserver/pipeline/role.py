@@ -69,6 +69,11 @@ class RoleMachine:
         return self.role is Role.ACTIVE
 
     @property
+    def obstacle(self) -> str | None:
+        """Why this node serves nobody, for a reason of its own."""
+        return self._obstacle
+
+    @property
     def removed(self) -> bool:
         """True if this node is no member any more: no election makes it serve."""
         return self._removed

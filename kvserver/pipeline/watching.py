@@ -12,6 +12,7 @@ import asyncio
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
+from itertools import chain
 from typing import Final, Protocol
 
 from kvserver.mvcc.history import Change, changes_since, compacted_revision
@@ -104,6 +105,12 @@ class WatcherIndex:
             where.pop(key, None)
             self._prefixes = {n: each for n, each in self._prefixes.items() if each}
 
+    def count(self) -> int:
+        """How many there are; counted when asked."""
+        prefixes = (each.values() for each in self._prefixes.values())
+        sets = chain(self._keys.values(), self._ranges.values(), *prefixes)
+        return sum(len(watchers) for watchers in sets)
+
     def _place(self, interval: Interval) -> tuple[dict[object, set[Watcher]], object]:
         lo, hi = interval
         place: tuple[object, object] = (self._ranges, interval)
@@ -173,6 +180,16 @@ class WatchHub:
             self._index.remove(watcher)
             watcher.live = False
         self._behind.discard(watcher)
+
+    @property
+    def count(self) -> int:
+        """Watchers that are served."""
+        return self._index.count() + len(self._behind)
+
+    @property
+    def count_behind(self) -> int:
+        """Those of them that read the history."""
+        return len(self._behind)
 
     def close(self) -> None:
         """Nobody is served here any more."""

@@ -110,6 +110,11 @@ class RaftStatus:
     disqualified: bool = False
     """This node's state must not be served."""
 
+    @property
+    def fit(self) -> bool:
+        """True if this node is in touch with a leader and its state may be served: for standbys."""
+        return self.established and self.leader is not None and not self.disqualified
+
 
 @dataclass(frozen=True)
 class EngineParts:
@@ -296,6 +301,10 @@ class RaftEngine:
             last_index=self._journal.last_index, peers=self._peers,
             disqualified=self.me in self._parts.machine.disqualified,
         )  # fmt: skip
+
+    def match_index(self, member: MemberId) -> int:
+        """Newest entry known to be durable on a peer; 0 unless this node leads. Any thread."""
+        return self._raft.match_index(member)
 
     def _deliver(self) -> None:
         events, self._inbox = self._inbox, []

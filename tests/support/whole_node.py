@@ -171,6 +171,7 @@ class WholeNode(SimNode):
             compacted_to=lambda: self.machine.compacted_to, make_backup=_no_backup,
             alarms=self.machine.alarms, quota_bytes=GIB,
             defragment=lambda done: self._in_turn(lambda: self.engine.defragment(done)),
+            match_index=lambda _: 0, raft_silent_s=lambda: 0.0,
         )  # fmt: skip
 
     @property

@@ -60,7 +60,9 @@ def test_good_names(name: str) -> None:
     Config(name=name).check()
 
 
-@pytest.mark.parametrize("attribute", ["listen_peer", "listen_client", "advertise_client"])
+@pytest.mark.parametrize(
+    "attribute", ["listen_peer", "listen_client", "listen_http", "advertise_client"]
+)
 @pytest.mark.parametrize(
     ("value", "said"),
     [
@@ -96,7 +98,7 @@ def test_not_loopback(host: str) -> None:
     assert not is_loopback(host)
 
 
-@pytest.mark.parametrize("attribute", ["listen_peer", "listen_client"])
+@pytest.mark.parametrize("attribute", ["listen_peer", "listen_client", "listen_http"])
 @pytest.mark.parametrize("value", ["0.0.0.0:1", "10.0.0.1:1", "[::]:1", "example.org:1"])
 def test_no_door_without_tls_unless_told(attribute: str, value: str) -> None:
     config = changed(Config(advertise_client="10.0.0.1:2379"), {attribute: value})
@@ -122,6 +124,17 @@ def test_clients_are_told_an_address_they_can_use(wildcard: str) -> None:
 def test_two_doors_need_two_addresses() -> None:
     with pytest.raises(UsageError, match="--listen-peer and --listen-client are the same"):
         Config(listen_peer="127.0.0.1:2379").check()
+    with pytest.raises(UsageError, match="--listen-client and --listen-http are the same"):
+        Config(listen_http="127.0.0.1:2379").check()
+    with pytest.raises(UsageError, match="--listen-peer and --listen-http are the same"):
+        Config(listen_http="127.0.0.1:2380").check()
+
+
+def test_http_is_off_unless_asked_for() -> None:
+    assert Config().http_address is None
+    config = Config(listen_http="[::1]:2381")
+    config.check()
+    assert config.http_address == ("::1", 2381)
 
 
 def test_a_member_must_be_one_of_the_cluster() -> None:

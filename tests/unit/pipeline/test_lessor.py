@@ -233,8 +233,10 @@ def test_one_deposed_while_it_confirms_renews_nothing(bench: Bench) -> None:
 
 def test_a_standby_answers_nothing(bench: Bench) -> None:
     bench.grant(1, 5)
+    assert bench.lessor.count == 1
     bench.loop.call_soon(bench.lessor.close)
     bench.loop.run()
+    assert bench.lessor.count is None
     for ask in (bench.lessor.keep_alive([1]), bench.lessor.remaining(1), bench.lessor.all()):
         with pytest.raises(NotActiveError):
             bench.do(ask)

@@ -120,9 +120,11 @@ async def test_an_obstacle_ends_service_and_its_end_brings_it_back() -> None:
     role, changes = machine()
     role.observe(status(ME, active=True))
     role.obstruct("stopping")
+    assert role.obstacle == "stopping"
     with pytest.raises(NotActiveError):
         await role.require_active()
     role.obstruct(None)
+    assert role.obstacle is None
     await role.require_active()
     assert [change[0] for change in changes] == [Role.ACTIVE, Role.STANDBY, Role.ACTIVE]
 

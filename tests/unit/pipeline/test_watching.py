@@ -180,7 +180,9 @@ async def test_large_values_are_read_some_at_a_time() -> None:
         bench.apply(TxnRequest(success=puts))
     bench.commit()
     watcher, client = bench.watch(b"a", b"c", start=2)
+    assert (bench.hub.count, bench.hub.count_behind) == (1, 1)
     await settle(bench)
+    assert (bench.hub.count, bench.hub.count_behind) == (1, 0)
     assert client.batches == [[2, 2, 3, 3], [4, 4, 5, 5], [6, 6, 7, 7]], "whole revisions"
     assert seen(client) == bench.expected(watcher, 2)
     bench.hub.close()
@@ -259,9 +261,11 @@ def test_the_index_finds_whom_a_comparison_finds(
         watchers.append(watcher)
     assert set(index.of(key)) == {w for w in watchers if covers(w.interval, key)}
     assert len(list(index.of(key))) == len(set(index.of(key)))
+    assert index.count() == len(watchers)
     for watcher in watchers[::2]:
         index.remove(watcher)
     assert set(index.of(key)) == {w for w in watchers[1::2] if covers(w.interval, key)}
+    assert index.count() == len(watchers[1::2])
 
 
 @pytest.mark.parametrize(
