@@ -25,13 +25,16 @@ from kvclient._endpoints import (
     parse_addresses,
 )
 from kvclient._outcomes import Change, Failure, LeaderHint, Outcome, failure_of
-from kvclient._sessions import PLAIN_S, TTL_S, Numbered, Session
+from kvclient._sessions import PLAIN_S, PLAIN_S_MIN, TTL_S, Numbered, Session
 from kvclient.errors import (
     AnswerLost,
+    CorruptCluster,
     DeadlineExceeded,
+    NotCapable,
     OutcomeUnknown,
     ServerError,
     SessionNotFound,
+    TooManyRequests,
     Unavailable,
     server_error,
 )
@@ -79,9 +82,9 @@ class AsyncCalls:
                 with commas between them. Name all members; others are learned on the way.
             timeout_s: how long a call may take, all attempts together.
             exactly_once: number the writes, so that they are repeated until they are answered and
-                yet applied once. It takes one more call before the first write, and keeps a session
-                at the servers. Without it, or with servers that know none, a write whose answer is
-                lost ends as `OutcomeUnknown`.
+                yet applied once. It takes one more call before the first write and one at the end,
+                and keeps a session at the servers, which is a lease. Without it, or with servers
+                that know none, a write whose answer is lost ends as `OutcomeUnknown`.
             rng: source of the jitter between rounds of attempts.
         """
         self._endpoints = Endpoints(parse_addresses(endpoints))
@@ -111,13 +114,18 @@ class AsyncCalls:
             active = self._links.get(self._endpoints.order()[0])
             self._links.clear()
             self._looks.clear()
-        if session is not None and active is not None:
-            with contextlib.suppress(grpc.aio.AioRpcError):  # it ends by itself, too
-                await active.lease.LeaseRevoke(
-                    rpc_pb2.LeaseRevokeRequest(ID=session.number), timeout=_CLOSE_S
-                )
-        for link in links:
-            await link.channel.close()
+        try:
+            if session is not None and active is not None and not session.inherited:
+                await self._end(session, active)
+        finally:
+            for link in links:
+                await link.channel.close()
+
+    async def _end(self, session: Session, active: _Link) -> None:
+        """Close it at the servers, if that is done at once: it ends by itself, too."""
+        request = rpc_pb2.LeaseRevokeRequest(ID=session.number)
+        with contextlib.suppress(grpc.aio.AioRpcError, ValueError):  # a channel that was closed
+            await active.lease.LeaseRevoke(request, timeout=_CLOSE_S)
 
     @property
     def timeout_s(self) -> float:
@@ -151,14 +159,17 @@ class AsyncCalls:
                     method, request, write=write, numbered=numbered, timeout_s=left_s
                 )
             except SessionNotFound:  # nor was it sent before: it is not done
-                with self._lock:
-                    if self._session is numbered.session:
-                        self._session = None
+                self._drop(numbered.session)
             else:
                 answered = True
                 return response
             finally:
                 numbered.end(answered=answered)
+
+    def _drop(self, session: Session) -> None:
+        with self._lock:
+            if self._session is session:
+                self._session = None
 
     async def _number(self, deadline: float) -> Numbered | None:
         """A number for a write, None where the servers offer none; one caller opens the session."""
@@ -188,7 +199,11 @@ class AsyncCalls:
             opened = await self._call(
                 lambda link: link.sessions.Open, request, timeout_s=deadline - asked_at
             )
-        except ServerError:  # of etcd, of an older version, or there is no room for one
+        except (TooManyRequests, CorruptCluster):
+            raise  # as the write would have been answered
+        except NotCapable:  # some member is older, or the cluster has just begun
+            self._plain_until = now() + PLAIN_S_MIN
+        except ServerError:  # no such service, or no room for one, with which deletes are done yet
             self._plain_until = now() + PLAIN_S
         else:
             self._session = Session(opened, asked_at)
@@ -214,9 +229,8 @@ class AsyncCalls:
             timeout_s: as the caller gave it.
         """
         attempts = Attempts(
-            self._endpoints, self._deadline(timeout_s),
-            once=write is not None and numbered is None, rng=self._rng,
-        )  # fmt: skip
+            self._endpoints, self._deadline(timeout_s), write=write is not None, rng=self._rng
+        )
         while True:
             if pause_s := attempts.pause_s(now()):
                 await asyncio.sleep(pause_s)
@@ -226,6 +240,8 @@ class AsyncCalls:
                 if write is None or attempts.doubt is None:
                     raise
                 raise OutcomeUnknown(write.what, *attempts.doubt, write.check) from error
+            if self._closed and write is not None and attempts.doubt is not None:
+                raise OutcomeUnknown(write.what, *attempts.doubt, write.check)
             link = self._link(attempt.address)
             if (left_s := await self._connected(link, attempt)) is None:
                 failure = _outcomes.not_connected()
@@ -321,15 +337,17 @@ class AsyncCalls:
     ) -> None:
         """Raise what the caller must hear; else prepare the next attempt."""
         outcome = failure.outcome(write=write is not None)
+        if failure.details == AnswerLost.text:
+            raise AnswerLost
         if attempts.doubt is not None and outcome is Outcome.DECLINED:
             assert write is not None
+            assert numbered is not None
             if failure.details == SessionNotFound.text:
+                self._drop(numbered.session)
                 raise OutcomeUnknown(write.what, *attempts.doubt, write.check)
-            if failure.may_pass():
-                outcome = Outcome.UNKNOWN  # it says nothing of the attempts before
+            if not failure.ends_doubt():
+                outcome = Outcome.UNKNOWN
         if outcome is Outcome.DECLINED:
-            if failure.details == AnswerLost.text:
-                raise AnswerLost
             raise server_error(failure.code.name, failure.details)
         self._endpoints.failed(address)
         if outcome is Outcome.UNKNOWN:

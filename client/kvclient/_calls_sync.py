@@ -21,13 +21,16 @@ from kvclient._endpoints import (
     parse_addresses,
 )
 from kvclient._outcomes import Change, Failure, LeaderHint, Outcome, failure_of
-from kvclient._sessions import PLAIN_S, TTL_S, Numbered, Session
+from kvclient._sessions import PLAIN_S, PLAIN_S_MIN, TTL_S, Numbered, Session
 from kvclient.errors import (
     AnswerLost,
+    CorruptCluster,
     DeadlineExceeded,
+    NotCapable,
     OutcomeUnknown,
     ServerError,
     SessionNotFound,
+    TooManyRequests,
     Unavailable,
     server_error,
 )
@@ -75,9 +78,9 @@ class Calls:
                 with commas between them. Name all members; others are learned on the way.
             timeout_s: how long a call may take, all attempts together.
             exactly_once: number the writes, so that they are repeated until they are answered and
-                yet applied once. It takes one more call before the first write, and keeps a session
-                at the servers. Without it, or with servers that know none, a write whose answer is
-                lost ends as `OutcomeUnknown`.
+                yet applied once. It takes one more call before the first write and one at the end,
+                and keeps a session at the servers, which is a lease. Without it, or with servers
+                that know none, a write whose answer is lost ends as `OutcomeUnknown`.
             rng: source of the jitter between rounds of attempts.
         """
         self._endpoints = Endpoints(parse_addresses(endpoints))
@@ -107,13 +110,18 @@ class Calls:
             active = self._links.get(self._endpoints.order()[0])
             self._links.clear()
             self._looks.clear()
-        if session is not None and active is not None:
-            with contextlib.suppress(grpc.RpcError):  # it ends by itself, too
-                active.lease.LeaseRevoke(
-                    rpc_pb2.LeaseRevokeRequest(ID=session.number), timeout=_CLOSE_S
-                )
-        for link in links:
-            link.channel.close()
+        try:
+            if session is not None and active is not None and not session.inherited:
+                self._end(session, active)
+        finally:
+            for link in links:
+                link.channel.close()
+
+    def _end(self, session: Session, active: _Link) -> None:
+        """Close it at the servers, if that is done at once: it ends by itself, too."""
+        request = rpc_pb2.LeaseRevokeRequest(ID=session.number)
+        with contextlib.suppress(grpc.RpcError, ValueError):  # a channel that was closed
+            active.lease.LeaseRevoke(request, timeout=_CLOSE_S)
 
     @property
     def timeout_s(self) -> float:
@@ -147,14 +155,17 @@ class Calls:
                     method, request, write=write, numbered=numbered, timeout_s=left_s
                 )
             except SessionNotFound:  # nor was it sent before: it is not done
-                with self._lock:
-                    if self._session is numbered.session:
-                        self._session = None
+                self._drop(numbered.session)
             else:
                 answered = True
                 return response
             finally:
                 numbered.end(answered=answered)
+
+    def _drop(self, session: Session) -> None:
+        with self._lock:
+            if self._session is session:
+                self._session = None
 
     def _number(self, deadline: float) -> Numbered | None:
         """A number for a write, None where the servers offer none; one caller opens the session."""
@@ -184,7 +195,11 @@ class Calls:
             opened = self._call(
                 lambda link: link.sessions.Open, request, timeout_s=deadline - asked_at
             )
-        except ServerError:  # of etcd, of an older version, or there is no room for one
+        except (TooManyRequests, CorruptCluster):
+            raise  # as the write would have been answered
+        except NotCapable:  # some member is older, or the cluster has just begun
+            self._plain_until = now() + PLAIN_S_MIN
+        except ServerError:  # no such service, or no room for one, with which deletes are done yet
             self._plain_until = now() + PLAIN_S
         else:
             self._session = Session(opened, asked_at)
@@ -210,9 +225,8 @@ class Calls:
             timeout_s: as the caller gave it.
         """
         attempts = Attempts(
-            self._endpoints, self._deadline(timeout_s),
-            once=write is not None and numbered is None, rng=self._rng,
-        )  # fmt: skip
+            self._endpoints, self._deadline(timeout_s), write=write is not None, rng=self._rng
+        )
         while True:
             if pause_s := attempts.pause_s(now()):
                 time.sleep(pause_s)
@@ -222,6 +236,8 @@ class Calls:
                 if write is None or attempts.doubt is None:
                     raise
                 raise OutcomeUnknown(write.what, *attempts.doubt, write.check) from error
+            if self._closed and write is not None and attempts.doubt is not None:
+                raise OutcomeUnknown(write.what, *attempts.doubt, write.check)
             link = self._link(attempt.address)
             if (left_s := self._connected(link, attempt)) is None:
                 failure = _outcomes.not_connected()
@@ -317,15 +333,17 @@ class Calls:
     ) -> None:
         """Raise what the caller must hear; else prepare the next attempt."""
         outcome = failure.outcome(write=write is not None)
+        if failure.details == AnswerLost.text:
+            raise AnswerLost
         if attempts.doubt is not None and outcome is Outcome.DECLINED:
             assert write is not None
+            assert numbered is not None
             if failure.details == SessionNotFound.text:
+                self._drop(numbered.session)
                 raise OutcomeUnknown(write.what, *attempts.doubt, write.check)
-            if failure.may_pass():
-                outcome = Outcome.UNKNOWN  # it says nothing of the attempts before
+            if not failure.ends_doubt():
+                outcome = Outcome.UNKNOWN
         if outcome is Outcome.DECLINED:
-            if failure.details == AnswerLost.text:
-                raise AnswerLost
             raise server_error(failure.code.name, failure.details)
         self._endpoints.failed(address)
         if outcome is Outcome.UNKNOWN:

@@ -157,11 +157,10 @@ class Attempt:
 class Attempts:
     """The course of one call: what was asked, what was said, and until when it may go on."""
 
-    def __init__(self, endpoints: Endpoints, deadline: float, *, once: bool, rng: Random) -> None:
-        """Begin; `once`: an attempt that may have arrived is the last one."""
+    def __init__(self, endpoints: Endpoints, deadline: float, *, write: bool, rng: Random) -> None:
         self._endpoints = endpoints
         self._deadline = deadline
-        self._once = once
+        self._write = write
         self.doubt: tuple[str, str] | None = None
         """The endpoint that may have done what was asked, and its last word."""
         self._rng = rng
@@ -188,7 +187,7 @@ class Attempts:
         connect_s = 0.0 if address in self._awaited else min(CONNECT_S, left / 2)
         self._asked.add(address)
         self._awaited.add(address)
-        if not self._once and len(self._endpoints.addresses) > 1:
+        if not self._write and len(self._endpoints.addresses) > 1:
             # Should nobody know of another active: leave time to read from another node.
             left = min(left, max(READ_ATTEMPT_MIN_S, left / 2))
         return Attempt(address, left, connect_s, self._endpoints.term)

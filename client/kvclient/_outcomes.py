@@ -109,9 +109,13 @@ class Failure:
             return Outcome.DECLINED
         return Outcome.UNKNOWN if write else Outcome.NO_ANSWER
 
-    def may_pass(self) -> bool:
-        """Whether a refusal was about this moment: in another the same call is taken, or was."""
-        return self.code in _FOR_NOW
+    def ends_doubt(self) -> bool:
+        """Whether a refusal of a numbered write tells that no attempt before was applied.
+
+        Those from the log do, and those of the request itself. Others, of a server at this moment
+        or of somebody on the way, speak of this attempt only.
+        """
+        return self.details in BY_TEXT and self.code not in _FOR_NOW
 
     def _declined(self, *, write: bool) -> bool:
         if self.details in BY_TEXT:

@@ -3,6 +3,7 @@
 The other half, and what it promises, is in `kvserver/mvcc/sessions.py`.
 """
 
+import os
 import threading
 from dataclasses import dataclass
 
@@ -15,6 +16,9 @@ TTL_S = 60
 
 PLAIN_S = 10.0
 """Servers that have refused to open a session are not asked again for so long."""
+
+PLAIN_S_MIN = 0.3
+"""Nor those that will be able to in a moment, perhaps."""
 
 
 class Session:
@@ -34,9 +38,20 @@ class Session:
         self._under_way: dict[int, float] = {}
         """When each began; the oldest at the front."""
         self._lock = threading.Lock()
+        self._pid = os.getpid()
+
+    @property
+    def inherited(self) -> bool:
+        """True in a process that was forked: its parent goes on with these numbers."""
+        return os.getpid() != self._pid
 
     def begin(self, now: float) -> "Numbered | None":
-        """A number for a write; None if this session has no room, or may be over: open another."""
+        """A number for a write; None if this session has no room, or may be over: open another.
+
+        Load-bearing: nor in a process that was forked. Two writes with one number are one.
+        """
+        if self.inherited:
+            return None
         with self._lock:
             sequence = self._newest + 1
             done_to = next(iter(self._under_way), sequence) - 1

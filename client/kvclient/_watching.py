@@ -94,7 +94,7 @@ async def watch(  # noqa: PLR0913 - as many as the request has fields
     rng = random.Random()  # noqa: S311 - jitter is no secret
     attempts: Attempts | None = None
     while True:
-        attempts = attempts or Attempts(known, now() + patience_s, once=False, rng=rng)
+        attempts = attempts or Attempts(known, now() + patience_s, write=False, rng=rng)
         if pause_s := attempts.pause_s(now()):
             await asyncio.sleep(pause_s)
         address = attempts.next(now()).address
@@ -109,7 +109,7 @@ async def watch(  # noqa: PLR0913 - as many as the request has fields
         if failure.outcome(write=False) is Outcome.DECLINED:
             raise server_error(failure.code.name, failure.details)
         known.failed(address)
-        attempts = attempts or Attempts(known, now() + patience_s, once=False, rng=rng)
+        attempts = attempts or Attempts(known, now() + patience_s, write=False, rng=rng)
         attempts.note(address, Outcome.NO_ANSWER, failure.said())
         if hint := failure.hint():
             known.follow(hint)

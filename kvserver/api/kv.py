@@ -130,7 +130,12 @@ class KvServicer(rpc_pb2_grpc.KVServicer):
 
     async def _write(self, command: Command, context: "Context[Any, Any] | None") -> Response:
         numbered = context is not None and session.number(command, context)
-        response = await self._door.proposer.propose(command)
+        try:
+            response = await self._door.proposer.propose(command)
+        except session.FROM_THE_LOG:
+            if numbered:
+                self._door.lessor.used(command.session)
+            raise
         if numbered:
             self._door.lessor.used(command.session)
         return response

@@ -11,10 +11,26 @@ from google.protobuf.message import DecodeError
 from kvpb import session_pb2, session_pb2_grpc
 from kvpb.raft_pb2 import Command
 from kvserver.api.door import Door
-from kvserver.errors import WriteIdError
+from kvserver.errors import (
+    AnswerTooLargeError,
+    CompactedError,
+    FutureRevisionError,
+    KeyNotFoundError,
+    LeaseNotFoundError,
+    WindowFullError,
+    WriteForgottenError,
+    WriteIdError,
+    WriteIdReusedError,
+)
 from kvserver.mvcc.sessions import WINDOW
 
 WRITE_ID: Final = "kv-write-id-bin"
+
+FROM_THE_LOG: Final = (
+    KeyNotFoundError, LeaseNotFoundError, CompactedError, FutureRevisionError,
+    WriteForgottenError, WriteIdReusedError, WindowFullError, AnswerTooLargeError,
+)  # fmt: skip
+"""Errors of writes that were committed in a session that is there."""
 
 Context = grpc.aio.ServicerContext
 

@@ -10,6 +10,7 @@ Invariants, of each session:
 """
 
 import struct
+import zlib
 from collections.abc import Collection
 from typing import Final
 
@@ -26,14 +27,18 @@ from kvserver.errors import (
     WriteIdReusedError,
 )
 from kvserver.mvcc.leases import Leases
-from kvserver.storage.contract import WriteTxn
+from kvserver.storage.contract import ReadTxn, WriteTxn
 from kvserver.storage.schema import SESSION
 
 WINDOW: Final = 1024
 """Numbers that may be in use, from the oldest that its client is not done with."""
 
 KEPT_BYTES_MAX: Final = 8 << 10
-"""Of one response. So the row of a session stays below the size of a few requests."""
+"""Of one response."""
+
+SESSION_BYTES_MAX: Final = 128 << 10
+"""Of all responses of a session. Its row is read and written whole, perhaps those of a thousand
+sessions in one batch; enough for a full window of answers to puts."""
 
 _ID: Final = struct.Struct(">q")
 
@@ -43,8 +48,6 @@ _RESPONSES: Final[dict[str, type[Answer]]] = {
     "put": PutResponse, "delete_range": DeleteRangeResponse, "txn": TxnResponse,
 }  # fmt: skip
 """What the writes that may be numbered are answered with."""
-
-_KINDS: Final = {kind: Command.DESCRIPTOR.fields_by_name[kind].number for kind in _RESPONSES}
 
 _ERRORS: Final = {kind.__name__: kind for kind in RequestError.__subclasses__()}
 """The names are on disks: one that applying can raise must not change, or stand here twice."""
@@ -56,11 +59,13 @@ class _Session:
     def __init__(self, row: SessionRow) -> None:
         self.done_to = row.done_to
         self.answers = {kept.sequence: kept for kept in row.answers}
+        self.bytes = sum(len(kept.response) for kept in row.answers)
 
     def done(self, up_to: int) -> None:
         if up_to > self.done_to:
             self.done_to = up_to
             self.answers = {n: kept for n, kept in self.answers.items() if n > up_to}
+            self.bytes = sum(len(kept.response) for kept in self.answers.values())
 
     def row(self) -> SessionRow:
         kept = (self.answers[number] for number in sorted(self.answers))
@@ -118,15 +123,15 @@ class Sessions:
     def keep(self, command: Command, answer: Message | RequestError) -> None:
         """What a numbered write was answered, now that it is applied."""
         session = self._find(command.session)
-        kind = command.WhichOneof("request")
-        assert kind is not None
-        kept = KeptAnswer(sequence=command.sequence, kind=_KINDS[kind])
+        kept = KeptAnswer(sequence=command.sequence, digest=_digest(command))
         if isinstance(answer, RequestError):
             kept.error = type(answer).__name__
         else:
             response = answer.SerializeToString(deterministic=True)
-            if len(response) <= KEPT_BYTES_MAX:
+            room = min(KEPT_BYTES_MAX, SESSION_BYTES_MAX - session.bytes)
+            if len(response) <= room:
                 kept.response = response
+                session.bytes += len(response)
             else:
                 kept.too_large = True
         session.answers[command.sequence] = kept
@@ -155,7 +160,7 @@ class Sessions:
 def _repeated(kept: KeptAnswer, command: Command) -> Answer:
     kind = command.WhichOneof("request")
     assert kind is not None
-    if kept.kind != _KINDS[kind]:
+    if kept.digest != _digest(command):
         raise WriteIdReusedError
     match kept.WhichOneof("answer"):
         case "response":
@@ -164,3 +169,17 @@ def _repeated(kept: KeptAnswer, command: Command) -> Answer:
             raise _ERRORS[kept.error]
         case _:
             raise AnswerTooLargeError
+
+
+def has_answer(txn: ReadTxn, command: Command) -> bool:
+    """Whether a numbered write was applied before, as far as a transaction sees."""
+    row = txn.get(SESSION, _ID.pack(command.session))
+    return row is not None and command.sequence in _Session(SessionRow.FromString(row)).answers
+
+
+def _digest(command: Command) -> int:
+    """Of what is written, without its number and what else is done."""
+    kind = command.WhichOneof("request")
+    assert kind is not None
+    request = getattr(command, kind).SerializeToString(deterministic=True)
+    return zlib.crc32(request, zlib.crc32(kind.encode()))

@@ -252,7 +252,9 @@ class Lessor:
         Raises:
             LeaseTtlTooLargeError, LeaseExistsError, NotCapableError: nothing changed.
         """
-        return await self._granted(Command(lease_grant=self._settled(request)))
+        response = await self._propose(Command(lease_grant=self._settled(request)))
+        assert isinstance(response, LeaseGrantResponse)
+        return response
 
     async def open_session(self, ttl_s: int) -> LeaseGrantResponse:
         """Begin a lease that is a session.
@@ -261,7 +263,10 @@ class Lessor:
             LeaseTtlTooLargeError, NotCapableError: nothing changed.
         """
         request = self._settled(LeaseGrantRequest(TTL=ttl_s))
-        return await self._granted(Command(open_session=request))
+        # at once, whatever the members understand: clients have a way to write without
+        response = await self._propose_once(Command(open_session=request))
+        assert isinstance(response, LeaseGrantResponse)
+        return response
 
     def _settled(self, request: LeaseGrantRequest) -> LeaseGrantRequest:
         if request.TTL > TTL_S_MAX:
@@ -269,13 +274,8 @@ class Lessor:
         number = request.ID or self._rng.randrange(1, 1 << 63)
         return LeaseGrantRequest(ID=number, TTL=max(request.TTL, self._ttl_s_min()))
 
-    async def _granted(self, command: Command) -> LeaseGrantResponse:
-        response = await self._propose(command)
-        assert isinstance(response, LeaseGrantResponse)
-        return response
-
     def used(self, session: int) -> None:
-        """A write in a session is applied: it lives on, as if its client had kept it alive.
+        """The log has answered a write in a session: it lives on, as if it had been kept alive.
 
         That the write was committed says as much as a read round.
         """

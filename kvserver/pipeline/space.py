@@ -10,6 +10,7 @@ from kvpb.raft_pb2 import Command
 from kvpb.rpc_pb2 import TxnRequest
 from kvserver.clock import Clock
 from kvserver.errors import NoSpaceError
+from kvserver.mvcc.sessions import has_answer
 from kvserver.pipeline.alarms import Alarms
 from kvserver.storage.contract import Storage
 from kvserver.storage.schema import DATABASES
@@ -18,6 +19,8 @@ PUT_BYTES: Final = 256
 """What a put takes beside key and value, as etcd reckons."""
 
 LEASE_BYTES: Final = 64
+SESSION_BYTES: Final = 4096
+"""With the answers that are kept: few as a rule, 32 times as much at the most."""
 
 ROOM_PART: Final = 0.95
 """There is room again when no more than this part of the quota is taken: else an alarm would come
@@ -75,6 +78,14 @@ class Space:
         cost = cost_of(command)
         if not cost:
             return
+        try:
+            self._take(cost)
+        except NoSpaceError:
+            if not (command.session and self._answered(command)):
+                raise
+            # it puts nothing: it asks for its answer again
+
+    def _take(self, cost: int) -> None:
         if self.full or self._alarms.out_of_space:
             raise NoSpaceError
         if self._used + self._admitted + cost > self.quota_bytes:
@@ -85,6 +96,10 @@ class Space:
                 self._refused = min(cost, int(self.quota_bytes * REFUSED_PART))
                 raise NoSpaceError
         self._admitted += cost
+
+    def _answered(self, command: Command) -> bool:
+        with self._storage.read() as txn:
+            return has_answer(txn, command)
 
     def _measure(self) -> None:
         with self._storage.read() as txn:
@@ -101,8 +116,10 @@ def cost_of(command: Command) -> int:
             return _put_cost(len(command.put.key), len(command.put.value))
         case "txn":
             return _txn_cost(command.txn)
-        case "lease_grant" | "open_session":
+        case "lease_grant":
             return LEASE_BYTES
+        case "open_session":
+            return SESSION_BYTES
         case _:
             return 0
 

@@ -389,13 +389,13 @@ class KeptAnswer(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     SEQUENCE_FIELD_NUMBER: _builtins.int
-    KIND_FIELD_NUMBER: _builtins.int
+    DIGEST_FIELD_NUMBER: _builtins.int
     RESPONSE_FIELD_NUMBER: _builtins.int
     ERROR_FIELD_NUMBER: _builtins.int
     TOO_LARGE_FIELD_NUMBER: _builtins.int
     sequence: _builtins.int
-    kind: _builtins.int
-    """Field number in Command of what was written."""
+    digest: _builtins.int
+    """crc32 of the write as the log has it: another one with this number is noticed."""
     response: _builtins.bytes
     """The response message of its kind."""
     error: _builtins.str
@@ -406,14 +406,14 @@ class KeptAnswer(_message.Message):
         self,
         *,
         sequence: _builtins.int = ...,
-        kind: _builtins.int = ...,
+        digest: _builtins.int = ...,
         response: _builtins.bytes = ...,
         error: _builtins.str = ...,
         too_large: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["answer", b"answer", "error", b"error", "response", b"response", "too_large", b"too_large"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["answer", b"answer", "error", b"error", "kind", b"kind", "response", b"response", "sequence", b"sequence", "too_large", b"too_large"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["answer", b"answer", "digest", b"digest", "error", b"error", "response", b"response", "sequence", b"sequence", "too_large", b"too_large"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType_answer: _TypeAlias = _typing.Literal["response", "error", "too_large"]  # noqa: Y015
     _WhichOneofArgType_answer: _TypeAlias = _typing.Literal["answer", b"answer"]  # noqa: Y015

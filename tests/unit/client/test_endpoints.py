@@ -22,8 +22,8 @@ A, B, C, D = "a:1", "b:1", "c:1", "d:1"
 NOW = 1000.0
 
 
-def attempts(endpoints: Endpoints, *, timeout_s: float = 5.0, once: bool = True) -> Attempts:
-    return Attempts(endpoints, NOW + timeout_s, once=once, rng=Random(1))
+def attempts(endpoints: Endpoints, *, timeout_s: float = 5.0, write: bool = True) -> Attempts:
+    return Attempts(endpoints, NOW + timeout_s, write=write, rng=Random(1))
 
 
 def ask(call: Attempts, now: float = NOW) -> str:
@@ -152,10 +152,10 @@ def test_a_pause_ends_with_the_deadline() -> None:
 def test_a_write_may_take_all_the_time_and_a_read_leaves_some_for_another_node() -> None:
     several, one = Endpoints([A, B]), Endpoints([A])
     assert attempts(several, timeout_s=10).next(NOW).timeout_s == 10
-    assert attempts(several, timeout_s=10, once=False).next(NOW).timeout_s == 5
-    assert attempts(several, timeout_s=2, once=False).next(NOW).timeout_s == 1.5
-    assert attempts(several, timeout_s=1, once=False).next(NOW).timeout_s == 1
-    assert attempts(one, timeout_s=10, once=False).next(NOW).timeout_s == 10
+    assert attempts(several, timeout_s=10, write=False).next(NOW).timeout_s == 5
+    assert attempts(several, timeout_s=2, write=False).next(NOW).timeout_s == 1.5
+    assert attempts(several, timeout_s=1, write=False).next(NOW).timeout_s == 1
+    assert attempts(one, timeout_s=10, write=False).next(NOW).timeout_s == 10
 
 
 def test_no_attempt_begins_in_the_last_millisecond() -> None:

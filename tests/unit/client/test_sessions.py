@@ -10,9 +10,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 from support.fake_node import Context, FakeNode, Step, answers, fails, not_active, put_response
 
-from kvclient import DeadlineExceeded, OutcomeUnknown
-from kvclient._sessions import WRITE_ID, Numbered, Session
-from kvclient.errors import AnswerLost, Compacted, NoSpace, SessionNotFound
+from kvclient import Client, DeadlineExceeded, OutcomeUnknown
+from kvclient._sessions import PLAIN_S_MIN, WRITE_ID, Numbered, Session
+from kvclient.errors import (
+    AnswerLost,
+    Compacted,
+    NoSpace,
+    NotCapable,
+    SessionNotFound,
+    TooManyRequests,
+)
 from kvpb import rpc_pb2
 from kvpb.session_pb2 import OpenSessionRequest, OpenSessionResponse, WriteId
 
@@ -103,10 +110,10 @@ async def test_without_an_answer_until_the_end_the_outcome_is_unknown(
 ) -> None:
     (node,) = nodes(1)
     node.on("Open", *opens(7))
-    node.on("Put", *log.answering(lost, put_response_step()))
+    node.on("Put", log.then(put_response_step()))
     node.on("DeleteRange", log.then(not_active()))
-    node.on("Txn", log.then(answers(rpc_pb2.TxnResponse())))
     client = connect(node)
+    await client.put("k", "v")
     node.on("Put", log.then(lost))
     with pytest.raises(OutcomeUnknown, match="the put may or may not be applied"):
         await client.put("k", "v", timeout_s=0.3)
@@ -114,10 +121,23 @@ async def test_without_an_answer_until_the_end_the_outcome_is_unknown(
         await client.delete("k", timeout_s=0.3)
     node.on("Put", log.then(put_response_step()))
     await client.put("k", "v")
-    assert log.numbers[-1] == (7, 3, 2), "what was given up is done_to: never sent again"
+    assert log.numbers[-1] == (7, 4, 3), "what was given up will never be sent again"
 
 
-@pytest.mark.parametrize("for_now", [no_space, not_active()], ids=["space", "standby"])
+def proxy(code: grpc.StatusCode) -> Step:
+    return fails(code, "said a proxy")
+
+
+REFUSALS = {
+    "space": no_space,
+    "standby": not_active(),
+    "unimplemented": proxy(grpc.StatusCode.UNIMPLEMENTED),
+    "denied": proxy(grpc.StatusCode.PERMISSION_DENIED),
+    "precondition": proxy(grpc.StatusCode.FAILED_PRECONDITION),
+}
+
+
+@pytest.mark.parametrize("for_now", REFUSALS.values(), ids=REFUSALS)
 async def test_a_refusal_for_now_tells_nothing_of_an_attempt_before(
     nodes: Nodes, connect: Connect, for_now: Step
 ) -> None:
@@ -195,6 +215,83 @@ async def test_without_sessions_a_write_is_sent_once(
         await client.put("k", "v")
     assert log.numbers == [(0, 0, 0)] * 2
     assert node.asked("Open") == 1, "it is not asked before each write"
+
+
+async def test_a_busy_server_opens_no_session_and_that_is_no_reason_to_write_without(
+    nodes: Nodes, connect: Connect, log: Log
+) -> None:
+    (node,) = nodes(1)
+    busy = fails(grpc.StatusCode.RESOURCE_EXHAUSTED, TooManyRequests.text)
+    node.on("Open", busy, *opens(7))
+    node.on("Put", log.then(put_response_step()))
+    client = connect(node)
+    with pytest.raises(TooManyRequests):
+        await client.put("k", "v")
+    await client.put("k", "v")
+    assert log.numbers == [(7, 1, 0)]
+
+
+async def test_members_that_are_not_able_yet_are_asked_again_soon(
+    nodes: Nodes, connect: Connect, log: Log
+) -> None:
+    (node,) = nodes(1)
+    node.on("Open", fails(grpc.StatusCode.FAILED_PRECONDITION, NotCapable.text), *opens(7))
+    node.on("Put", log.then(put_response_step()))
+    client = connect(node)
+    await client.put("k", "v")
+    await asyncio.sleep(PLAIN_S_MIN + 0.05)
+    await client.put("k", "v")
+    assert log.numbers == [(0, 0, 0), (7, 1, 0)]
+
+
+async def test_an_answer_that_takes_long_is_waited_for(nodes: Nodes, connect: Connect) -> None:
+    """Else a numbered write would be sent again and again to whoever is slow already."""
+    one, other = nodes(2)
+    one.on("Open", *opens(7))
+    other.on("Open", not_active(one.address, 5))
+    other.on("Put", not_active(one.address, 5))
+
+    def slow(request: Any, context: Context) -> Any:
+        one.released.wait(1.5)
+        return put_response(9)
+
+    one.on("Put", slow)
+    assert (await connect(one, other).put("k", "v", timeout_s=2.5)).revision == 9
+    assert one.asked("Put") == 1
+
+
+async def test_a_client_that_is_closed_leaves_a_write_in_doubt(nodes: Nodes) -> None:
+    (node,) = nodes(1)
+    node.on("Open", *opens(7))
+    node.on("Put", node.hangs)
+    client = Client(node.address)
+    put = asyncio.create_task(asyncio.to_thread(client.put, "k", "v"))
+    while not node.asked("Put"):
+        await asyncio.sleep(0.01)
+    await asyncio.to_thread(client.close)
+    with pytest.raises(OutcomeUnknown):
+        await put
+
+
+async def test_a_forked_process_leaves_the_session_to_its_parent(
+    nodes: Nodes, connect: Connect, log: Log, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With the same numbers for other writes one of the two would be told what is not so."""
+    (node,) = nodes(1)
+    node.on("Open", *opens(7, 8))
+    node.on("Put", log.then(put_response_step()))
+    node.on("LeaseRevoke", answers(rpc_pb2.LeaseRevokeResponse()))
+    first, second = connect(node), connect(node)
+    await first.put("k", "v")
+    monkeypatch.setattr("kvclient._sessions.os.getpid", lambda: -1)
+    await first.put("k", "v")
+    assert log.numbers == [(7, 1, 0), (8, 1, 0)]
+    monkeypatch.undo()
+    node.on("Open", *opens(9))
+    await second.put("k", "v")
+    monkeypatch.setattr("kvclient._sessions.os.getpid", lambda: -1)
+    await second.close()
+    assert node.asked("LeaseRevoke") == 0
 
 
 async def test_who_wants_no_numbers_gets_none(nodes: Nodes, connect: Connect, log: Log) -> None:

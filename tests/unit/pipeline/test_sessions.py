@@ -17,10 +17,11 @@ from kvpb.rpc_pb2 import (
     RangeRequest,
     RequestOp,
     TxnRequest,
+    TxnResponse,
 )
 from kvserver import errors
 from kvserver.mvcc.leases import promised_ms
-from kvserver.mvcc.sessions import KEPT_BYTES_MAX, WINDOW
+from kvserver.mvcc.sessions import KEPT_BYTES_MAX, SESSION_BYTES_MAX, WINDOW
 from kvserver.storage.schema import SESSION
 
 S = 77
@@ -152,7 +153,26 @@ def test_an_answer_too_large_to_keep_says_that_the_write_was_applied() -> None:
 def test_a_number_is_of_one_write() -> None:
     replica = opened()
     apply(replica, n(1, put("k")))
-    assert kind_of(apply(replica, n(1, delete("k")))) == [errors.WriteIdReusedError]
+    for other in (delete("k"), put("k", "w"), put("l"), put("k", prev_kv=True)):
+        assert kind_of(apply(replica, n(1, other))) == [errors.WriteIdReusedError]
+    assert replica.applier.revision == 2
+
+
+def test_the_answers_of_a_session_stay_within_bounds() -> None:
+    """All rows of a batch are read and written whole: else a small entry could take very long."""
+    replica = opened()
+    apply(replica, put("k", "v" * (KEPT_BYTES_MAX - 100)))
+    read = RequestOp(request_range=RANGE)
+    reading = Command(txn=TxnRequest(success=[read, RequestOp(request_put=PutRequest(key=b"l"))]))
+    for number in range(1, 40):
+        apply(replica, n(number, reading))
+    assert SESSION_BYTES_MAX / 2 < kept(replica) < SESSION_BYTES_MAX + 2_000
+    again = kind_of(apply(replica, n(1, reading), n(39, reading)))
+    assert isinstance(again[0], TxnResponse)
+    assert again[1] is errors.AnswerTooLargeError
+    apply(replica, n(40, put("x"), 30))
+    assert kept(replica) < SESSION_BYTES_MAX / 8, "what is done with makes room"
+    assert isinstance(apply(replica, n(41, reading), n(41, reading))[1], TxnResponse)
 
 
 def test_an_unknown_session_is_refused_and_not_begun() -> None:

@@ -16,6 +16,7 @@ from kvpb.rpc_pb2 import (
     TxnRequest,
 )
 from kvserver.errors import NoSpaceError
+from kvserver.mvcc.store import Writer
 from kvserver.pipeline.alarms import Alarm, Alarms, disarming, raising
 from kvserver.pipeline.space import (
     FRESH_S,
@@ -179,3 +180,21 @@ def test_what_is_no_state_does_not_count() -> None:
     bench.storage.commit()
     bench.space.look()
     assert not bench.space.full
+
+
+def test_a_write_that_was_applied_may_ask_for_its_answer() -> None:
+    bench = Bench()
+    writer = Writer(bench.storage.writer(), 1)
+    writer.open_session(LeaseGrantRequest(ID=7, TTL=60))
+    first, next_one = (
+        Command(session=7, sequence=number, put=PutRequest(key=b"k", value=b"v"))
+        for number in (1, 2)
+    )
+    writer.sessions.keep(first, writer.put(first.put))
+    writer.flush()
+    bench.storage.commit()
+    bench.fill(1.1)
+    for _ in range(2):  # the first one meets the end of the room, the second finds it full
+        assert bench.admits(first)
+        bench.space.look()
+    assert not bench.admits(next_one)
