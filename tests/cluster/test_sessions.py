@@ -44,6 +44,11 @@ class Raw:
         request = PutRequest(key=key.encode(), value=b"v", prev_kv=True)
         return await self._kv.Put(request, metadata=_metadata(write), timeout=CALL_S_MAX)
 
+    async def put_again(self, write: WriteId) -> PutResponse:
+        """Put the value that a missing key has."""
+        request = PutRequest(key=b"none", ignore_value=True)
+        return await self._kv.Put(request, metadata=_metadata(write), timeout=CALL_S_MAX)
+
     async def delete(self, key: str, write: WriteId) -> DeleteRangeResponse:
         request = DeleteRangeRequest(key=key.encode(), prev_kv=True)
         return await self._kv.DeleteRange(request, metadata=_metadata(write), timeout=CALL_S_MAX)
@@ -165,9 +170,13 @@ async def test_a_session_lives_on_while_it_is_used(cluster: Cluster) -> None:
         for number in range(1, 4):
             await asyncio.sleep(SHORT_TTL_S / 2)
             await raw.put("k", WriteId(session=opened.session, sequence=number))
+        for number in range(4, 7):  # refused by the log, so the session was used
+            await asyncio.sleep(SHORT_TTL_S / 2)
+            with pytest.raises(grpc.aio.AioRpcError, match="key not found"):
+                await raw.put_again(WriteId(session=opened.session, sequence=number))
         await asyncio.sleep(1.5 * SHORT_TTL_S)
         with pytest.raises(grpc.aio.AioRpcError, match="session not found") as refused:
-            await raw.put("k", WriteId(session=opened.session, sequence=4))
+            await raw.put("k", WriteId(session=opened.session, sequence=7))
         assert refused.value.code() is grpc.StatusCode.NOT_FOUND
 
 
