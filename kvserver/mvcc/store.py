@@ -70,6 +70,8 @@ class Writer:
         """Rows as single puts see them; None for a key that does not exist."""
         self._unwritten: dict[bytes, bytes] = {}
         """Rows of single puts. Invariant: written before anything else looks at the keys."""
+        self._replaced: dict[bytes, bytes | None] = {}
+        """For each of these what is written now; None for a key that is not there."""
         self._unrecorded: list[Change] = []
         """Changes that are not in the history yet. Invariant: as for `_unwritten`."""
         self.changes: list[Change] = []
@@ -95,8 +97,8 @@ class Writer:
 
     def _write(self) -> None:
         if self._unwritten:
-            self._txn.put_many(KV, self._unwritten.items())
-            self._unwritten = {}
+            self._txn.put_many(KV, self._unwritten.items(), before=self._replaced)
+            self._unwritten, self._replaced = {}, {}
         self._known = {}
         if self._unrecorded:
             for some in self._pace.chunks(self._unrecorded):
@@ -119,6 +121,8 @@ class Writer:
         self.revision += 1
         row, response = _replace(request, before, self.revision)
         self._move(key, before, row)
+        if key not in self._unwritten:
+            self._replaced[key] = stored
         new = self._known[key] = self._unwritten[key] = encode_row(row)
         self._unrecorded.append(Change(self.revision, 0, PUT, key, new, stored or b""))
         return response

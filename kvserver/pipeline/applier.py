@@ -21,7 +21,7 @@ from kvserver.mvcc.pace import Pace
 from kvserver.mvcc.sessions import Answer
 from kvserver.mvcc.store import Writer, current_revision
 from kvserver.pipeline.alarms import Alarms
-from kvserver.pipeline.features import check_level
+from kvserver.pipeline.features import DIGESTS_LEVEL, check_level
 from kvserver.pipeline.outcome import Result
 from kvserver.pipeline.proposer import BATCH_FORMAT
 from kvserver.pipeline.roster import Roster
@@ -83,6 +83,7 @@ class Applier:
             self.alarms.load(txn)
             self._find_compaction(txn)
         check_level(self.feature_level)
+        self._keep_digests()
         self._staged_index = self.applied_index
 
     @property
@@ -214,6 +215,11 @@ class Applier:
         self.feature_level = max(self.feature_level, level)
         row = self.feature_level.to_bytes(8, "big")
         self._storage.writer().put(META, _FEATURE_LEVEL, row)
+        self._keep_digests()
+
+    def _keep_digests(self) -> None:
+        if self.feature_level >= DIGESTS_LEVEL:
+            self._storage.keep_digests()
 
     def work(self) -> bool:
         """Do a little of what is to be done at leisure; True if there was something.

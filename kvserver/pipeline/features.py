@@ -25,6 +25,10 @@ COMMAND_LEVELS: Final[Mapping[str, int]] = {
 NUMBERED_LEVEL: Final = COMMAND_LEVELS["open_session"]
 """For commands with a session. Load-bearing: an older member would apply a repeated one again."""
 
+DIGESTS_LEVEL: Final = 3
+"""From here on the state names the digests of its databases: an older version would change rows
+without counting them."""
+
 
 def level_to_use(
     members: Iterable[MemberId], published: Mapping[MemberId, PublishMember]

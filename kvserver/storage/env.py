@@ -22,6 +22,7 @@ import lmdb
 
 from kvserver.errors import DataDirError, NodeError, StoppedError
 from kvserver.storage.contract import LogEntry
+from kvserver.storage.digest import DIGESTED, Digests, Ledger
 from kvserver.storage.log_files import LogFiles, create_log, open_log
 from kvserver.storage.rows import damaged
 from kvserver.storage.schema import DATABASES, FORMAT_VERSION, GENERATION, IDENTITY
@@ -74,6 +75,8 @@ class _Environment:
         """
         self.folder = folder
         self._file = folder if read_only else folder / "data.mdb"
+        self.fresh = False
+        """It was empty: nothing in it is older than this object."""
         self._readers = 0
         self._retired = False
         self._removed = False
@@ -139,7 +142,7 @@ class _Environment:
         One that is missing later is lost: an empty one in its place would be believed. Unless no
         version has opened the environment yet that knows it.
         """
-        fresh = txn.stat(self.lmdb.open_db(None, txn=txn))["entries"] == 0
+        fresh = self.fresh = txn.stat(self.lmdb.open_db(None, txn=txn))["entries"] == 0
         handles: Handles = {}
         generation = GENERATION
         for db in _IN_ORDER:
@@ -303,11 +306,31 @@ class LmdbStorage:
         """Takes its place with the next commit."""
         self._synced = 0
         """Batch of the log that the newest commit names."""
+        self._ledger = self._open_ledger()
+        self._keeps_digests = self._ledger.known and not self._environment.fresh
 
     @property
     def folder(self) -> Path:
         """Where the environment lives."""
         return self._environment.folder
+
+    def _open_ledger(self) -> Ledger:
+        if self._environment.fresh:
+            return Ledger(dict.fromkeys(DIGESTED, 0))
+        with self.read() as txn:
+            return Ledger(txn.digests())
+
+    def keep_digests(self) -> None:
+        """From the next commit on the state names its digests, as soon as they are known.
+
+        Not before all versions that may open it keep them too: who writes and does not count leaves
+        digests that look like damage.
+        """
+        self._keeps_digests = True
+
+    def learn_digests(self, transaction: int, counted: Digests) -> None:
+        """Take over what was counted of a state that named none: the rows as of a transaction."""
+        self._ledger.learn(transaction, counted)
 
     def writer(self) -> LmdbWriteTxn:
         """The open write transaction of this turn, begun on first use."""
@@ -316,7 +339,7 @@ class LmdbStorage:
             environment = self._environment
             with READING:
                 txn = environment.lmdb.begin(write=True)
-            self._open = LmdbWriteTxn(txn, environment.handles)
+            self._open = LmdbWriteTxn(txn, environment.handles, self._ledger)
         return self._open
 
     def commit(self, *, durable: bool = False) -> bool:
@@ -330,6 +353,7 @@ class LmdbStorage:
             txn.abort()
             return False
         try:
+            txn.settle_digests(store=self._keeps_digests)
             txn.commit()
             if durable or self._next_log is not None:
                 with WRITING:
@@ -404,6 +428,7 @@ class LmdbStorage:
                 self._log.close()
             self._log = fresh._log  # noqa: SLF001
         self._synced = fresh._synced  # noqa: SLF001
+        self._ledger, self._keeps_digests = fresh._ledger, fresh._keeps_digests  # noqa: SLF001
         old, self._environment = self._environment, fresh._environment  # noqa: SLF001
         old.retire(remove=True)
 

@@ -1,14 +1,23 @@
 """LMDB transactions: rows are sealed and unsealed here, so that no damaged one gets out."""
 
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from types import TracebackType
 from typing import Final
 
 import lmdb
 
 from kvserver.errors import DiskError
-from kvserver.storage.rows import damaged, seal, unseal
-from kvserver.storage.schema import Database
+from kvserver.storage.digest import (
+    DIGESTS_KEY,
+    MASK,
+    Digests,
+    Ledger,
+    decode_digests,
+    encode_digests,
+    row_digest,
+)
+from kvserver.storage.rows import damaged, seal, seal_number, unseal
+from kvserver.storage.schema import META, Database
 from kvserver.storage.trouble import DAMAGE
 
 Handles = dict[Database, "lmdb._Database"]  # noqa: SLF001 - the name of the type
@@ -109,6 +118,16 @@ class LmdbReadTxn:
                 row = None
         return None if row is None else unseal(db, key, row)
 
+    def digests(self) -> Digests | None:
+        """Of all replicated databases but META; None if this state keeps none (yet)."""
+        stored = self.get(META, DIGESTS_KEY)
+        return None if stored is None else decode_digests(stored)
+
+    def entries(self, db: Database) -> int:
+        """How many rows the engine believes `db` to have."""
+        with READING:
+            return int(self._txn.stat(self._handles[db])["entries"])
+
     def size_of(self, db: Database) -> int:
         """Bytes of the pages that the rows of `db` take, about."""
         with READING:
@@ -153,43 +172,126 @@ def _back(
 
 
 class LmdbWriteTxn(LmdbReadTxn):
-    """The open write transaction; belongs to the thread that began it."""
+    """The open write transaction; belongs to the thread that began it.
 
-    __slots__ = ("dirty",)
+    Whatever it changes it also counts: every change of a row changes the digest of its database.
+    """
 
-    def __init__(self, txn: "lmdb.Transaction[bytes]", handles: Handles) -> None:
+    __slots__ = ("_ledger", "dirty")
+
+    def __init__(
+        self, txn: "lmdb.Transaction[bytes]", handles: Handles, ledger: Ledger | None = None
+    ) -> None:
         super().__init__(txn, handles)
+        self._ledger = ledger or Ledger(None)
         self.dirty = False
+
+    def digests(self) -> Digests | None:
+        """As of the changes made so far; None if they are not known (yet)."""
+        return dict(self._ledger.sums) if self._ledger.known else None
+
+    def _count(self, db: Database, change: int) -> None:
+        if db in self._ledger.sums:
+            self._ledger.sums[db] = (self._ledger.sums[db] + change) & MASK
 
     def put(self, db: Database, key: bytes, value: bytes) -> None:
         """Set `key` to `value`."""
+        if db.many:
+            self.put_many(db, [(key, value)], fresh=True)
+            return
         self.dirty = True
+        row = seal(key, value)
+        if db not in self._ledger.sums:
+            with WRITING:
+                self._txn.put(key, row, db=self._handles[db])
+            return
         with WRITING:
-            self._txn.put(key, seal(key, value), db=self._handles[db])
+            before = self._txn.replace(key, row, db=self._handles[db])
+        self._count(db, seal_number(row) - (0 if before is None else seal_number(before)))
 
-    def put_many(self, db: Database, pairs: Iterable[tuple[bytes, bytes]]) -> None:
-        """Set many at once."""
+    def put_many(
+        self,
+        db: Database,
+        pairs: Iterable[tuple[bytes, bytes]],
+        *,
+        fresh: bool = False,
+        before: Mapping[bytes, bytes | None] | None = None,
+    ) -> None:
+        """Set many at once.
+
+        Args:
+            db: where.
+            pairs: keys, each once, and values.
+            fresh: none of them may be there yet.
+            before: for each key the value that it has now, None for none, if the caller has read
+                them all in this transaction.
+
+        Raises:
+            DataDirError: a fresh one is there: what says that it can't be is damaged.
+        """
         self.dirty = True
+        rows = [(key, seal(key, value)) for key, value in pairs]
+        gone, missing = 0, 0
         with WRITING, self._txn.cursor(self._handles[db]) as cursor:
-            cursor.putmulti([(key, seal(key, value)) for key, value in pairs])
+            if fresh:
+                missing = len(rows) - cursor.putmulti(rows, dupdata=False, overwrite=db.many)[1]
+            else:
+                if db in self._ledger.sums:
+                    gone = self._replaced(cursor, rows, before)
+                cursor.putmulti(rows)
+        if missing:
+            raise damaged(f"the database '{db.name.decode()}' holds a row of a time to come")
+        self._count(db, sum(seal_number(row) for _, row in rows) - gone)
+
+    def _replaced(
+        self,
+        cursor: "lmdb.Cursor[bytes]",
+        rows: list[tuple[bytes, bytes]],
+        before: Mapping[bytes, bytes | None] | None,
+    ) -> int:
+        """Sum of the checksums of the rows that these take the place of."""
+        if before is None:
+            return sum(seal_number(row) for _, row in cursor.getmulti([key for key, _ in rows]))
+        known = ((key, before[key]) for key, _ in rows)
+        return sum(row_digest(key, value) for key, value in known if value is not None)
 
     def delete(self, db: Database, key: bytes) -> bool:
         """Remove `key`; False if there was none."""
         self.dirty = True
         with WRITING:
-            return self._txn.delete(key, db=self._handles[db])
+            row = self._txn.pop(key, db=self._handles[db])
+        if row is None:
+            return False
+        self._count(db, -seal_number(row))
+        return True
 
     def delete_value(self, db: Database, key: bytes, value: bytes) -> bool:
         """Remove one value of `key`, of a database with many; False if there was none."""
         self.dirty = True
+        row = seal(key, value)
         with WRITING:
-            return self._txn.delete(key, seal(key, value), db=self._handles[db])
+            found = self._txn.delete(key, row, db=self._handles[db])
+        if found:
+            self._count(db, -seal_number(row))
+        return found
 
     def clear(self, db: Database) -> None:
         """Remove all rows of `db`."""
         self.dirty = True
         with WRITING:
             self._txn.drop(self._handles[db], delete=False)
+        if db in self._ledger.sums:
+            self._ledger.sums[db] = 0
+
+    def settle_digests(self, *, store: bool) -> None:
+        """Last thing before a commit: the state names the digests of its rows.
+
+        Args:
+            store: whether all who may open this state know what the row means.
+        """
+        self._ledger.settle(self._txn.id())
+        if store and self._ledger.known:
+            self.put(META, DIGESTS_KEY, encode_digests(self._ledger.sums))
 
     def commit(self) -> None:
         """Make it durable, with a sync."""
