@@ -2,11 +2,9 @@
 
 import asyncio
 import faulthandler
-import gc
 import os
 import random
 import secrets
-import sys
 from collections.abc import Callable, Coroutine
 from typing import Final
 
@@ -16,7 +14,7 @@ from kvserver.api.door import Door
 from kvserver.api.server import ApiServer
 from kvserver.clock import Clock
 from kvserver.config import QUOTA_BYTES_ADVISED_MAX, Config, parse_address
-from kvserver.errors import ExitCode, LostDiskError
+from kvserver.errors import ExitCode, LostDiskError, NodeError
 from kvserver.mvcc.history import Change
 from kvserver.mvcc.leases import LeaseChange
 from kvserver.opening import Opened, open_node
@@ -35,28 +33,23 @@ from kvserver.pipeline.proposer import Proposer
 from kvserver.pipeline.reader import Reader
 from kvserver.pipeline.role import REMOVED, Role, RoleMachine
 from kvserver.pipeline.roster import Roster
-from kvserver.pipeline.scrub import scrub
 from kvserver.pipeline.space import Space
+from kvserver.pipeline.verifier import Verified, Verifier
 from kvserver.pipeline.watchdog import StallMeter
 from kvserver.pipeline.watching import WatchHub
 from kvserver.raft.driver import RaftThread
-from kvserver.raft.engine import EngineParts, RaftEngine, RaftStatus
+from kvserver.raft.engine import RaftEngine
 from kvserver.raft.entry import MemberId
 from kvserver.raft.identity import forget_birth
 from kvserver.raft.journal import LogBounds
 from kvserver.raft.ports import Timings
 from kvserver.raft.seam import check_library
+from kvserver.raft.status import EngineParts, RaftStatus
 from kvserver.raft.transport import Links, PeerTransport
 from kvserver.storage.contract import Storage
 from kvserver.storage.copies import LmdbCopies
 from kvserver.telemetry import Event
-
-SWITCH_INTERVAL_S: Final = 0.0001
-"""The raft thread gives the GIL up around every LMDB call; at Python's default of 5 ms it would
-wait that long for a busy main thread to give it back."""
-
-GC_THRESHOLDS: Final = (20_000, 20, 20)
-"""Little here is garbage in cycles; the default looks for some every 700 objects."""
+from kvserver.tuning import prefer_throughput
 
 BEAT_S: Final = 0.05
 STUCK_EXIT_S: Final = 10.0
@@ -104,7 +97,7 @@ class Node:
         Raises:
             NodeError: it can't start, or can't go on.
         """
-        _prefer_throughput()
+        prefer_throughput()
         check_library()
         self._opened = opened = await open_node(self._config, self._stop, self._event)
         try:
@@ -120,7 +113,8 @@ class Node:
         watching = self._spawn(self._watch())
         tasks = [self._spawn(each) for each in (self._compact(), self._keep_alarms())]
         comparing = self._comparison.run(self._config.corrupt_check_interval_s, self._stop)
-        reading = [self._spawn(each) for each in (self._scrub(), comparing)]
+        verifying = self._verifier.run(self._config.scrub_interval_s, self._stop)
+        reading = [self._spawn(each) for each in (verifying, comparing)]
         await self._stop.wait()
         for task in tasks:
             task.cancel()
@@ -157,6 +151,10 @@ class Node:
             id=self._me, client_urls=[f"http://{config.client_address}"], version=__version__,
             feature_level=FEATURE_LEVEL,
         )  # fmt: skip
+        self._verifier = Verifier(
+            storage, clock, on_sound=self._on_sound,
+            on_damage=lambda error: self._spawn(self._on_damage(error)), on_event=self._event,
+        )  # fmt: skip
         self._build_pipeline(storage)
         self._copies = LmdbCopies(
             opened.data_dir, storage, clock, self._event, self._fail_soon(self._loop)
@@ -179,6 +177,8 @@ class Node:
                 on_members=self._roster.set_members,
                 on_event=self._event,
                 on_aside=self._heard_aside,
+                verified=opened.storage.fresh,
+                on_replaced=self._on_replaced,
                 bounds=LogBounds(
                     keep_entries=config.log_keep_entries, hold_entries=5 * config.log_keep_entries
                 ),
@@ -301,6 +301,11 @@ class Node:
         if not self._engine.established:  # else this one has voted, and stays as it is
             self._fail_soon(self._loop)(LostDiskError(reason))
 
+    def _on_replaced(self, generation: int) -> None:
+        """A copy has taken the place of the state; from the raft thread."""
+        if not self._loop.is_closed():
+            self._loop.call_soon_threadsafe(self._verifier.replaced, generation)
+
     def _on_removed(self, removed: bool) -> None:
         """The members say whether this node is one of them; from the raft thread."""
         if removed:
@@ -362,14 +367,22 @@ class Node:
             stuck = self._raft_stall.look(now, turns) > self._timings.election_timeout_max
             self._role.obstruct("raft thread stuck" if stuck else None)
 
-    async def _scrub(self) -> None:
-        """Look after the disk."""
-        interval_s = self._config.scrub_interval_s
-        if interval_s:
-            await scrub(
-                self._opened.storage, self._clock, interval_s=interval_s, stop=self._stop,
-                on_event=self._event, on_damage=self._fail,
-            )  # fmt: skip
+    def _on_sound(self, generation: int, found: Verified) -> None:
+        """The whole of the state was read, and nothing is wrong with it."""
+
+        def tell() -> None:
+            self._opened.storage.learn_digests(found.transaction, found.digests)
+            self._engine.set_verified(generation)
+
+        self._thread.call(tell)
+
+    async def _on_damage(self, error: NodeError) -> None:
+        """Nothing is answered from this state any more; somebody else takes over, then it ends."""
+        self._role.retire("its data is damaged")
+        if self._role.leads and len(self._roster.members) > 1:
+            await self._hand_over()
+            await asyncio.sleep(LINGER_S)
+        self._fail(error)
 
     async def _keep_alarms(self) -> None:
         """Look at the room on the disk, and at what that asks of the cluster."""
@@ -449,7 +462,7 @@ class Node:
         served = self._role.active
         if self._failure is None and served:
             await self._hand_over()
-        self._role.obstruct("stopping")
+        self._role.retire("stopping")
         if self._failure is None and served and len(self._roster.members) > 1:
             await asyncio.sleep(LINGER_S)
         await self._api.stop(0 if self._failure else STOP_GRACE_S)
@@ -468,7 +481,7 @@ class Node:
     async def _hand_over(self) -> None:
         self._thread.call(self._engine.hand_over)
         deadline = self._clock.monotonic() + HAND_OVER_S
-        while self._role.active and len(self._roster.members) > 1:
+        while self._role.leads and len(self._roster.members) > 1:
             if self._clock.monotonic() > deadline:
                 self._event("transfer.failed", reason="no standby took over in time")
                 return
@@ -478,13 +491,3 @@ class Node:
         if self._copies is not None:
             self._copies.close()
         self._opened.close()
-
-
-def _prefer_throughput() -> None:
-    """Let the threads of this process, started after this, hand work to one another cheaply."""
-    sys.setswitchinterval(SWITCH_INTERVAL_S)
-    # start-up objects live for ever: looking at them again in every collection is for nothing
-    gc.freeze()
-    gc.set_threshold(*GC_THRESHOLDS)
-    # Not SCHED_BATCH: on a quiet machine 30 % more puts, but beside other busy processes a quarter
-    # to a half of them, and a failover would wait for those processes too.

@@ -21,8 +21,8 @@ from kvserver.pipeline.role import RoleMachine
 from kvserver.pipeline.roster import Roster
 from kvserver.pipeline.watching import WatchHub
 from kvserver.raft.defragment import Done
-from kvserver.raft.engine import RaftStatus
 from kvserver.raft.entry import MemberId
+from kvserver.raft.status import RaftStatus
 from kvserver.storage.contract import MakeBackup, Storage
 
 Reply = TypeVar("Reply")

@@ -19,8 +19,8 @@ from kvserver.api.standing import Standing, standing, why_not_ready
 from kvserver.mvcc.history import compacted_revision
 from kvserver.mvcc.store import current_revision
 from kvserver.pipeline.alarms import Alarm
-from kvserver.raft.engine import RaftStatus
 from kvserver.raft.entry import MemberId
+from kvserver.raft.status import RaftStatus
 
 
 @dataclass(frozen=True)

@@ -1,10 +1,11 @@
 """How a node stands, for those who watch it from outside: the picture, and what follows from it."""
 
 from collections.abc import Collection
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Final
 
 from kvserver.api.door import Door
+from kvserver.raft.fitness import Fitness, Reason
 
 SILENT_S_MAX: Final = 5.0
 """A raft thread that shows no life for so long counts as dead: half of what ends the process."""
@@ -20,7 +21,8 @@ class Standing:
     """For promotion, as the consensus sees it."""
     learner: bool = False
     removed: bool = False
-    disqualified: bool = False
+    fitness: Fitness = field(default_factory=Fitness)
+    """Of the node's state."""
     out_of_space: bool = False
     """Any member is: all refuse what takes room."""
     obstacle: str | None = None
@@ -37,7 +39,7 @@ def standing(door: Door) -> Standing:
         fit=raft.fit,
         learner=mine is not None and mine.learner,
         removed=door.role.removed,
-        disqualified=raft.disqualified,
+        fitness=raft.fitness,
         out_of_space=door.alarms.out_of_space,
         obstacle=door.role.obstacle,
         raft_silent_s=door.raft_silent_s(),
@@ -57,9 +59,10 @@ def why_not_ready(node: Standing) -> str:
         return node.obstacle
     flaws = (
         (node.removed, "removed from the cluster"),
-        (node.disqualified, "disqualified"),
+        (Reason.DISQUALIFIED in node.fitness.reasons, Reason.DISQUALIFIED.value),
         (node.learner, "learner"),
         (not node.leader_known, "no leader"),
+        (bool(node.fitness.reasons), node.fitness.text),
         (not node.fit, "not fit for promotion"),
     )
     return next((flaw for found, flaw in flaws if found), "")
@@ -77,7 +80,10 @@ def why_not_healthy(node: Standing, excluded: Collection[str] = ()) -> str:
     flaws = (
         (node.removed, "NODE REMOVED"),
         (node.out_of_space and "NOSPACE" not in excluded, "ALARM NOSPACE"),
-        (node.disqualified and "CORRUPT" not in excluded, "ALARM CORRUPT"),
+        (
+            Reason.DISQUALIFIED in node.fitness.reasons and "CORRUPT" not in excluded,
+            "ALARM CORRUPT",
+        ),
         (not node.leader_known, "RAFT NO LEADER"),
     )
     return next((flaw for found, flaw in flaws if found), "")

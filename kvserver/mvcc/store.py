@@ -40,6 +40,7 @@ from kvserver.mvcc.path import Path, check_exists, check_path, check_ranges, cho
 from kvserver.mvcc.ranges import read_range
 from kvserver.mvcc.sessions import Sessions
 from kvserver.storage.contract import ReadTxn, WriteTxn
+from kvserver.storage.rows import damaged
 from kvserver.storage.schema import KV, META
 
 FIRST_REVISION: Final = 1
@@ -167,6 +168,8 @@ class Writer:
         self.sessions.end(request.ID)
         for some in self._pace.chunks(keys):
             rows = self._txn.get_many(KV, some)
+            if len(rows) < len(some):
+                raise damaged(f"a key of the lease {request.ID:x} is missing")
             for key in some:
                 self._txn.delete(KV, key)
                 self._record(self.revision + 1, DELETE, key, b"", rows[key])

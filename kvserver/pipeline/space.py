@@ -13,7 +13,6 @@ from kvserver.errors import NoSpaceError
 from kvserver.mvcc.sessions import has_answer
 from kvserver.pipeline.alarms import Alarms
 from kvserver.storage.contract import Storage
-from kvserver.storage.schema import DATABASES
 
 PUT_BYTES: Final = 256
 """What a put takes beside key and value, as etcd reckons."""
@@ -102,8 +101,7 @@ class Space:
             return has_answer(txn, command)
 
     def _measure(self) -> None:
-        with self._storage.read() as txn:
-            self._used = sum(txn.size_of(each) for each in DATABASES if each.replicated)
+        _, self._used = self._storage.size()
         self._admitted = 0
         """Estimated bytes of what was let through since the last measure."""
         self._measured_at = self._clock.monotonic()

@@ -57,6 +57,8 @@ class GuardedRaft(Voter):
         self._transfer: Transfer | None = None
         self._counting = False
         self._withholding_heartbeats = False
+        self.leader_commit_index = 0
+        """As the newest append told it."""
         self._present: set[MemberId] = set()
         """Whose connection is up; some may not be members as far as this node's log knows."""
         self.behind_log: set[MemberId] = set()
@@ -193,18 +195,15 @@ class GuardedRaft(Voter):
         Returns:
             The chosen peer, None if there is nobody or this node does not lead.
         """
-        voters = self._campaign.peers
-        connected = [n for n in self._nodes.values() if n in self.connected_nodes]
-        fit = set(voters) - self.disqualified
-        connected = [node for node in connected if node.id in fit]
-        if target is not None:
-            connected = [node for node in connected if node.id == target]
-        if not self.leading or not connected:
+        if not self.leading:
             return None
         if self._transfer is None:
-            node = max(connected, key=lambda n: (self.match_indexes[n], -n.id))
+            voters = self._campaign.peers
+            matches = {n.id: self.match_indexes[n] for n in self.connected_nodes if n.id in voters}
+            if (successor := self.unfit.successor(matches, target)) is None:
+                return None
             give_up_at = self._clock.monotonic() + self._timings.election_timeout_max
-            self._transfer = Transfer(node, give_up_at)
+            self._transfer = Transfer(self._nodes[successor], give_up_at)
         return MemberId(self._transfer.target.id)
 
     def withhold_heartbeats(self) -> None:
@@ -241,7 +240,7 @@ class GuardedRaft(Voter):
         self.library_tick()
         self._counting = False
         if self.leading:
-            if self._unfit:
+            if self._must_yield:
                 self.hand_over()
             self._replicate_all()
             self._pump_transfer()
@@ -320,6 +319,7 @@ class GuardedRaft(Voter):
             self._reply_append(node)  # with the own term: the old leader steps down
             return
         self._epoch_in = append.epoch
+        self.leader_commit_index = append.commit_index
         self._campaign.leader_heard(self._clock.monotonic())
         commit_index = self.commit_index
         self.to_library(node, {

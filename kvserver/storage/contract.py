@@ -111,6 +111,14 @@ class ReadTxn(Protocol):
         """Values of `key` with `lo <= value < hi` in order, of a database with many."""
         ...
 
+    def finds_value(self, db: Database, key: bytes, value: bytes) -> bool:
+        """Whether a lookup finds this value of `key`, of a database with many."""
+        ...
+
+    def entries(self, db: Database) -> int:
+        """How many rows `db` counts."""
+        ...
+
     def last_value(self, db: Database, key: bytes, hi: bytes) -> bytes | None:
         """Greatest value of `key` below `hi`, of a database with many; None if there is none."""
         ...
@@ -151,7 +159,8 @@ class WriteTxn(ReadTxn, Protocol):
         Args:
             db: where.
             pairs: keys, each once, and values.
-            fresh: none of them may be there yet; spares the second call.
+            fresh: none of them may be there yet, as always in a database with many values; spares
+                the second call.
             before: for each key the value that it has now, None for none, if the caller has read
                 them all in this transaction; spares it too.
 

@@ -6,7 +6,7 @@ price of an addition, nodes that hold the same rows have the same digest, and wh
 can tell whether one is missing, doubled or of another time. A row's own checksum shows none of
 these.
 
-META is left out: its rows change with every commit, and the digests themselves are one of them.
+Left out are the digests themselves, and what a node keeps for itself alone.
 """
 
 import struct
@@ -17,7 +17,7 @@ from typing import Final
 from kvserver.storage.rows import damaged
 from kvserver.storage.schema import DATABASES, META, Database
 
-DIGESTED: Final = tuple(each for each in DATABASES if each.replicated and each is not META)
+DIGESTED: Final = tuple(each for each in DATABASES if each.replicated)
 
 DIGESTS_KEY: Final = b"digests"
 """Row in META: the digests as of the commit that holds it."""
@@ -27,6 +27,11 @@ MASK: Final = (1 << 64) - 1
 _SUM: Final = struct.Struct(">Q")
 
 Digests = Mapping[Database, int]
+
+
+def counts(db: Database, key: bytes) -> bool:
+    """Whether a row is one of those that the digest of its database stands for."""
+    return db.replicated and not (db is META and key == DIGESTS_KEY)
 
 
 def row_digest(key: bytes, content: bytes) -> int:

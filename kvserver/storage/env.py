@@ -25,7 +25,13 @@ from kvserver.storage.contract import LogEntry
 from kvserver.storage.digest import DIGESTED, Digests, Ledger
 from kvserver.storage.log_files import LogFiles, create_log, open_log
 from kvserver.storage.rows import damaged
-from kvserver.storage.schema import DATABASES, FORMAT_VERSION, GENERATION, IDENTITY
+from kvserver.storage.schema import (
+    DATABASES,
+    FORMAT_VERSION,
+    GENERATION,
+    IDENTITY,
+    Database,
+)
 from kvserver.storage.trouble import trouble
 from kvserver.storage.txn import READING, WRITING, Handles, LmdbReadTxn, LmdbWriteTxn
 
@@ -133,7 +139,9 @@ class _Environment:
         with self._file.open("rb") as file:
             head = file.read(2 * page_bytes)
         numbers = [_COMMIT.unpack_from(head, at + _COMMIT_AT)[0] for at in (0, page_bytes)]
-        if abs(numbers[0] - numbers[1]) > 1:
+        # commits take turns: the first root page has the even ones
+        misplaced = any(number and number % 2 != page for page, number in enumerate(numbers))
+        if abs(numbers[0] - numbers[1]) > 1 or misplaced:
             raise damaged(f"{self._file}: one of its two root pages is damaged")
 
     def _databases(self, txn: "lmdb.Transaction[bytes]") -> Handles:
@@ -143,11 +151,14 @@ class _Environment:
         version has opened the environment yet that knows it.
         """
         fresh = self.fresh = txn.stat(self.lmdb.open_db(None, txn=txn))["entries"] == 0
+        if fresh and any(self.folder.glob("journal-*")):
+            raise damaged(f"{self._file} is empty, though a log lies beside it")
         handles: Handles = {}
         generation = GENERATION
         for db in _IN_ORDER:
             create = fresh or db.since > generation
             handles[db] = self.lmdb.open_db(db.name, txn=txn, dupsort=db.many, create=create)
+            self._check_flags(db, handles[db])
             if db is IDENTITY:
                 identity = LmdbWriteTxn(txn, handles)
                 self._check_format(identity, fresh=fresh)
@@ -162,12 +173,21 @@ class _Environment:
         for db in _IN_ORDER:
             if db.since <= generation:
                 handles[db] = self.lmdb.open_db(db.name, dupsort=db.many, create=False)
+                self._check_flags(db, handles[db])
             if db is IDENTITY:
                 with self.lmdb.begin() as txn:
                     identity = LmdbReadTxn(txn, handles)
                     self._check_format(identity, fresh=False)
                     generation = _generation(identity)
         return handles
+
+    def _check_flags(self, db: Database, handle: "lmdb._Database") -> None:
+        """How the engine orders and finds rows is what the file says, whatever is asked for."""
+        expected = {"dupsort"} if db.many else set()
+        found = {name for name, is_set in handle.flags().items() if is_set}
+        if found != expected:
+            told = f"the database '{db.name.decode()}' is marked {sorted(found)}"
+            raise damaged(f"{self._file}: {told}, and should be {sorted(expected)}")
 
     def _check_format(self, txn: LmdbReadTxn, *, fresh: bool) -> None:
         if fresh:
@@ -332,6 +352,11 @@ class LmdbStorage:
         """Take over what was counted of a state that named none: the rows as of a transaction."""
         self._ledger.learn(transaction, counted)
 
+    @property
+    def fresh(self) -> bool:
+        """True if the environment was made by this process: nothing in it can be damaged yet."""
+        return self._environment.fresh
+
     def writer(self) -> LmdbWriteTxn:
         """The open write transaction of this turn, begun on first use."""
         if self._open is None:
@@ -436,8 +461,11 @@ class LmdbStorage:
         """Bytes of the file, and of it in use by rows."""
         reading = self.read()
         with reading as txn:  # a file that was replaced meanwhile is there until its readers end
-            used = sum(txn.size_of(database) for database in DATABASES)
-            return reading.environment.size, used
+            used = sum(txn.size_of(database) for database in DATABASES if txn.holds(database))
+            size = reading.environment.size
+        if used > size:
+            raise damaged(f"{self.folder}: its databases count {used} bytes in a file of {size}")
+        return size, used
 
     def forget_node(self) -> None:
         """Keep only what is replicated, durably: the storage is a copy that leaves its cluster."""

@@ -6,12 +6,13 @@ from typing import Final
 
 import lmdb
 
-from kvserver.errors import DiskError
+from kvserver.errors import DataDirError, DiskError
 from kvserver.storage.digest import (
     DIGESTS_KEY,
     MASK,
     Digests,
     Ledger,
+    counts,
     decode_digests,
     encode_digests,
     row_digest,
@@ -66,6 +67,11 @@ class LmdbReadTxn:
         self._txn = txn
         self._handles = handles
 
+    @property
+    def number(self) -> int:
+        """Of the commit that it sees; of the one to come, for a write transaction."""
+        return int(self._txn.id())
+
     def holds(self, db: Database) -> bool:
         """False for a database that is younger than a copy which is only read."""
         return db in self._handles
@@ -86,9 +92,13 @@ class LmdbReadTxn:
         self, db: Database, lo: bytes = b"", hi: bytes | None = None, *, reverse: bool = False
     ) -> Iterator[tuple[bytes, bytes]]:
         """Pairs with `lo <= key < hi` in key order, or from the end with `reverse`."""
+        last = None
         with READING:
             cursor = self._txn.cursor(self._handles[db])
             for key, row in (_back if reverse else _forth)(cursor, lo, hi):
+                if last is not None and (key >= last if reverse else key <= last):
+                    _check_order(db, last, key)
+                last = key
                 yield key, unseal(db, key, row)
 
     def values(
@@ -99,12 +109,21 @@ class LmdbReadTxn:
             cursor = self._txn.cursor(self._handles[db])
             if not (cursor.set_range_dup(key, lo) if lo else cursor.set_key(key)):
                 return
+            last = b""
             for row in cursor.iternext_dup(keys=False, values=True):
+                if row < last:
+                    raise damaged(f"the values of {key!r} are not in order")
+                last = row
                 value = unseal(db, key, row)
                 if hi is not None and value >= hi:
                     return
                 if value >= lo:  # one that `lo` begins with may come before it
                     yield value
+
+    def finds_value(self, db: Database, key: bytes, value: bytes) -> bool:
+        """Whether a lookup finds this value of `key`, of a database with many."""
+        with READING, self._txn.cursor(self._handles[db]) as cursor:
+            return cursor.set_key_dup(key, seal(key, value))
 
     def last_value(self, db: Database, key: bytes, hi: bytes) -> bytes | None:
         """Greatest value of `key` below `hi`, of a database with many; None if there is none."""
@@ -137,21 +156,52 @@ class LmdbReadTxn:
 
     def keys(self, db: Database, lo: bytes = b"", hi: bytes | None = None) -> Iterator[bytes]:
         """Keys with `lo <= key < hi` in order, each once, without touching their values."""
+        last = b""
         with READING:
             cursor = self._txn.cursor(self._handles[db])
-            if not (cursor.set_range(lo) if lo else cursor.first()):
+            if not _seek(cursor, lo):
                 return
             rows = cursor.iternext_nodup if db.many else cursor.iternext
             for key in rows(keys=True, values=False):
+                if key <= last:
+                    raise _disordered(db, key)
                 if hi is not None and key >= hi:
                     return
+                last = key
                 yield key
+
+
+def _seek(cursor: "lmdb.Cursor[bytes]", lo: bytes) -> bool:
+    """Stand at the first key from `lo` on; False if there is none.
+
+    Raises:
+        DataDirError: a key from `lo` on stands before it: the search was led astray.
+    """
+    if not lo:
+        return cursor.first()
+    found = cursor.set_range(lo)
+    if found and cursor.key() == lo:
+        return True
+    before = cursor.prev() if found else cursor.last()
+    if before and cursor.key() >= lo:
+        raise damaged(f"the database is damaged: a search for {lo!r} passes over a key")
+    return found and (cursor.next() if before else cursor.first())
+
+
+def _check_order(db: Database, last: bytes, key: bytes) -> None:
+    """Two keys that follow one another and do not rise, or fall: only many values of one may."""
+    if key != last or not db.many:
+        raise _disordered(db, key)
+
+
+def _disordered(db: Database, key: bytes) -> DataDirError:
+    return damaged(f"the database '{db.name.decode()}' is damaged: not in order at {key!r}")
 
 
 def _forth(
     cursor: "lmdb.Cursor[bytes]", lo: bytes, hi: bytes | None
 ) -> Iterator[tuple[bytes, bytes]]:
-    if not (cursor.set_range(lo) if lo else cursor.first()):
+    if not _seek(cursor, lo):
         return
     for key, row in cursor.iternext(keys=True, values=True):
         if hi is not None and key >= hi:
@@ -162,7 +212,7 @@ def _forth(
 def _back(
     cursor: "lmdb.Cursor[bytes]", lo: bytes, hi: bytes | None
 ) -> Iterator[tuple[bytes, bytes]]:
-    above = hi is not None and cursor.set_range(hi)
+    above = hi is not None and _seek(cursor, hi)
     if not (cursor.prev() if above else cursor.last()):
         return
     for key, row in cursor.iterprev(keys=True, values=True):
@@ -201,7 +251,7 @@ class LmdbWriteTxn(LmdbReadTxn):
             return
         self.dirty = True
         row = seal(key, value)
-        if db not in self._ledger.sums:
+        if not counts(db, key):
             with WRITING:
                 self._txn.put(key, row, db=self._handles[db])
             return
@@ -222,7 +272,7 @@ class LmdbWriteTxn(LmdbReadTxn):
         Args:
             db: where.
             pairs: keys, each once, and values.
-            fresh: none of them may be there yet.
+            fresh: none of them may be there yet; always so in a database with many values.
             before: for each key the value that it has now, None for none, if the caller has read
                 them all in this transaction.
 
@@ -231,6 +281,7 @@ class LmdbWriteTxn(LmdbReadTxn):
         """
         self.dirty = True
         rows = [(key, seal(key, value)) for key, value in pairs]
+        fresh = fresh or db.many
         gone, missing = 0, 0
         with WRITING, self._txn.cursor(self._handles[db]) as cursor:
             if fresh:
@@ -289,7 +340,7 @@ class LmdbWriteTxn(LmdbReadTxn):
         Args:
             store: whether all who may open this state know what the row means.
         """
-        self._ledger.settle(self._txn.id())
+        self._ledger.settle(self.number)
         if store and self._ledger.known:
             self.put(META, DIGESTS_KEY, encode_digests(self._ledger.sums))
 

@@ -562,6 +562,8 @@ class Hello(_message.Message):
     ATTRIBUTES_FIELD_NUMBER: _builtins.int
     JOINING_FIELD_NUMBER: _builtins.int
     MEMBERSHIP_INDEX_FIELD_NUMBER: _builtins.int
+    UNVERIFIED_FIELD_NUMBER: _builtins.int
+    MET_VERIFIED_FIELD_NUMBER: _builtins.int
     protocol: _builtins.int
     cluster_id: _builtins.int
     member_id: _builtins.int
@@ -569,6 +571,10 @@ class Hello(_message.Message):
     established: _builtins.bool
     membership_index: _builtins.int
     """Index of the newest membership entry in its log."""
+    unverified: _builtins.bool
+    """Nobody has read the whole of its state since its process began with it: it must not be served from."""
+    met_verified: _builtins.bool
+    """Since its process began it was verified, or has met a member that was, or had met one."""
     @_builtins.property
     def pins(self) -> _containers.ScalarMap[_builtins.int, _builtins.int]: ...
     @_builtins.property
@@ -589,10 +595,12 @@ class Hello(_message.Message):
         attributes: Global___PublishMember | None = ...,
         joining: Global___Joining | None = ...,
         membership_index: _builtins.int = ...,
+        unverified: _builtins.bool = ...,
+        met_verified: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["attributes", b"attributes", "joining", b"joining"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["attributes", b"attributes", "cluster_id", b"cluster_id", "established", b"established", "incarnation", b"incarnation", "joining", b"joining", "member_id", b"member_id", "membership_index", b"membership_index", "pins", b"pins", "protocol", b"protocol"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attributes", b"attributes", "cluster_id", b"cluster_id", "established", b"established", "incarnation", b"incarnation", "joining", b"joining", "member_id", b"member_id", "membership_index", b"membership_index", "met_verified", b"met_verified", "pins", b"pins", "protocol", b"protocol", "unverified", b"unverified"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

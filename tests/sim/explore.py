@@ -35,6 +35,8 @@ KINDS = {
         Kind(5, whole=True, leases=True),
         Kind(3, whole=True, sessions=True),
         Kind(5, members=True, whole=True, sessions=True),
+        Kind(3, members=True, whole=True, damage=True),
+        Kind(5, members=True, whole=True, sessions=True, damage=True),
     )
 }
 
@@ -57,6 +59,9 @@ def figures(history: History) -> Counter[str]:
             "membership changes": history.changes,
             "disks lost": history.wiped,
             "nodes that joined": history.joined,
+            "states damaged": history.damaged,
+            "damage found": history.found,
+            "runs that ended in trust": history.believed,
             "committed entries": len(history.committed),
             "entries sent": history.sent.get("entries", 0),
             "messages": sum(history.sent.get(kind, 0) for kind in COUNTED),

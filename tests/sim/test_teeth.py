@@ -20,12 +20,13 @@ from kvserver.mvcc.sessions import Sessions
 from kvserver.pipeline.applier import Applier
 from kvserver.pipeline.lessor import Lessor, _Lease
 from kvserver.raft.consensus import GuardedRaft
-from kvserver.raft.engine import RaftEngine, Received
+from kvserver.raft.engine import RaftEngine
 from kvserver.raft.flow import SendWindow
 from kvserver.raft.journal import DurableJournal, begin_log
 from kvserver.raft.membership import added
 from kvserver.raft.reads import ReadRounds
 from kvserver.raft.seam import Node
+from kvserver.raft.status import Received
 from kvserver.raft.voting import Voter
 from kvserver.storage.schema import META
 

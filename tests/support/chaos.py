@@ -16,6 +16,7 @@ from support.simulation import STEP_S, Cluster, SimNode
 from support.whole_node import WholeNode
 
 from kvpb.raft_pb2 import Hello, Identity, Joining, Member
+from kvserver.errors import DataDirError
 from kvserver.mvcc.interval import bounds
 from kvserver.raft.consensus import GuardedRaft
 from kvserver.raft.election import quorum
@@ -55,10 +56,12 @@ class Kind:
     """Some of the clients hold leases."""
     sessions: bool = False
     """Some of the clients number their writes, and send them until they are answered."""
+    damage: bool = False
+    """Nodes come back with a state that lacks a row, and members are replaced for it."""
 
     def __str__(self) -> str:
         words = ["whole" if self.whole else "raft", str(self.size)]
-        more = [each for each in ("members", "leases", "sessions") if getattr(self, each)]
+        more = [each for each in ("members", "leases", "sessions", "damage") if getattr(self, each)]
         return "-".join(words + more)
 
 
@@ -99,6 +102,12 @@ class Chaos:
         if self.keepers is not None:
             self.cluster.on_leases = self.keepers.applied
         self.counters = Counters(self.clients) if self.clients and kind.sessions else None
+        self.cluster.verify_s = random.Random(seed).choice([0.0, 0.1, 0.6, 3.0])
+        if kind.damage:
+            self.cluster.verify_s = self.cluster.verify_s or 0.1
+        self.cluster.on_damage = self._found_damage
+        self._hurt: set[MemberId] = set()
+        """Members that have found their state to be damaged, and wait to be replaced."""
         for storage in self.cluster.storages.values():
             storage.commit_s = self.rng.choice([0.0, 0.0, 0.002])
         self._disk_s = {name: disk.commit_s for name, disk in self.cluster.storages.items()}
@@ -128,6 +137,9 @@ class Chaos:
                 self._fault()
                 next_fault = clock.now + self.rng.expovariate(1.2)
             self._step(min(end, next_fault))
+            if self._believed():
+                self.history.believed = 1
+                return self.history
         self._calm_end()
         if self.clients is not None:
             self._judge(self.clients)
@@ -139,10 +151,12 @@ class Chaos:
     def _step(self, end: float) -> None:
         cluster = self.cluster
         now = cluster.clock.now
+        for member in sorted(self._hurt):
+            self._replace(member)
         for member, until in list(self._down.items()):
             if now >= until:
                 del self._down[member]
-                cluster.start(cluster.names[member])
+                self._start(member)
         soonest = min([end, *self._down.values()])
         if self.clients is None:
             if now >= self._call_at:
@@ -170,6 +184,72 @@ class Chaos:
             self._proposed += 1
             node.proposals.waiting.append(f"p{self._proposed}".encode())
         node.due = 0.0
+
+    # ------------------------------------------------------------------ damage
+
+    def _damage(self, member: MemberId) -> None:
+        """The state of a member that is down loses a row, if what is promised covers that.
+
+        Somebody verified leads a quorum without it, and it is the only one: so it returns to a
+        cluster with an active.
+        """
+        active = self.cluster.active()
+        disks = self.cluster.storages.values()
+        if active is None or self._hurt or any(disk.damaged for disk in disks):
+            return
+        if not active.status.fitness.may_serve or self._wiped or active.status.fitness.reasons:
+            return
+        if not self._can_do_without(member, active):
+            return
+        if self.cluster.storages[self.cluster.names[member]].lose_row():
+            self.cluster.tell("fault", f"a row of {self.cluster.names[member]} is lost")
+            self.history.damaged += 1
+
+    def _can_do_without(self, member: MemberId, active: SimNode) -> bool:
+        configuration = active.engine._raft.configuration
+        if configuration.index > active.engine._raft.commit_index or active.engine._members.changes:
+            return False
+        intact = (configuration.voters - {member}) & set(self.cluster.nodes)
+        return len(intact) >= quorum(len(configuration.voters))
+
+    def _start(self, member: MemberId) -> None:
+        try:
+            self.cluster.start(self.cluster.names[member])
+        except DataDirError:
+            self._note_damage(member)
+
+    def _found_damage(self, node: SimNode) -> None:
+        self.cluster.crash(node.me)
+        self._note_damage(node.me)
+
+    def _note_damage(self, member: MemberId) -> None:
+        name = self.cluster.names[member]
+        if self.cluster.storages[name].damaged is None:
+            raise ViolationError(f"{name} takes its sound state for damaged")
+        self.cluster.tell(name, "finds that its state is damaged")
+        self.history.found += 1
+        self._hurt.add(member)
+
+    def _replace(self, member: MemberId) -> None:
+        """As the log of its node says: emptied, it comes back as a new member."""
+        active = self.cluster.active()
+        if active is None or self._wiped or not self._can_do_without(member, active):
+            return
+        self._hurt.discard(member)
+        name = self.cluster.names[member]
+        if member in active.engine._raft.configuration.members:
+            self.history.wiped += 1
+            self.promises.forget(member)
+            self._expect(name, lost_disk=True)
+
+    def _believed(self) -> bool:
+        """Whether a state that was never verified is served, as after a restart of all, wrongly."""
+        for node in self.cluster.nodes.values():
+            if node.storage.damaged and node.status.active and node.status.fitness.may_serve:
+                if not node.status.fitness.trusted:
+                    raise ViolationError(f"{node.name} serves a damaged state as if it were sound")
+                return True
+        return False
 
     # ------------------------------------------------------------------ faults
 
@@ -339,6 +419,8 @@ class Chaos:
         back = silent and self.rng.random() < 0.5
         self.cluster.crash(member, silent=silent, back=back)
         self._down[member] = self.cluster.clock.now + self.rng.uniform(0.01, 1.5)
+        if self.kind.damage and self.rng.random() < 0.3:
+            self._damage(member)
 
     # ------------------------------------------------------------------ the end
 
@@ -356,6 +438,9 @@ class Chaos:
             disk.obey()
         healed = clock.now
         soon = healed + 3 * cluster.timings.election_timeout_max + HALF_OPEN_S
+        if self._hurt:
+            self._run_until(lambda: not self._hurt, CATCH_UP_S)
+            soon = clock.now + soon - healed
         while not self._served():
             if clock.now > soon:
                 raise ViolationError("no active after healing")

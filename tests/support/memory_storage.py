@@ -68,6 +68,12 @@ class MemoryTxn:
             if lo <= value and (hi is None or value < hi):
                 yield value
 
+    def finds_value(self, db: Database, key: bytes, value: bytes) -> bool:
+        return (key, value) in self._tables[db].rows
+
+    def entries(self, db: Database) -> int:
+        return len(self._tables[db].rows)
+
     def last_value(self, db: Database, key: bytes, hi: bytes) -> bytes | None:
         return max(self.values(db, key, b"", hi), default=None)
 
@@ -89,7 +95,7 @@ class MemoryTxn:
         for key, value in pairs:
             if before is not None:
                 assert before[key] == self.get(db, key)
-            if fresh and ((key, value) if db.many else key) in self._tables[db].rows:
+            if (fresh or db.many) and ((key, value) if db.many else key) in self._tables[db].rows:
                 raise damaged(f"a row of a time to come in {db.name.decode()}")
             self.put(db, key, value)
 

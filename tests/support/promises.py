@@ -51,6 +51,12 @@ class History:
     changes: int = 0
     wiped: int = 0
     joined: int = 0
+    damaged: int = 0
+    """States that lost a row while their node was down."""
+    found: int = 0
+    """Damage that a node has found in its own state."""
+    believed: int = 0
+    """Runs that ended early: all had restarted, and the first to lead was damaged."""
 
     @property
     def highest_acknowledged(self) -> int:

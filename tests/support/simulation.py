@@ -17,20 +17,17 @@ from support.sim_disk import SimClock, SimDisk
 from support.sim_network import NEVER, Network
 
 from kvpb.raft_pb2 import Member, PeerMessage, PublishMember
-from kvserver.errors import DiskError
+from kvserver.errors import DataDirError, DiskError
 from kvserver.mvcc.leases import LeaseChange
-from kvserver.raft.engine import (
-    EngineParts,
-    RaftEngine,
-    RaftStatus,
-    Received,
-)
+from kvserver.raft.engine import RaftEngine
 from kvserver.raft.entry import MemberId
 from kvserver.raft.identity import ClusterPlan, open_identity, plan_cluster
 from kvserver.raft.journal import LogBounds, load_configuration
 from kvserver.raft.membership import Configuration
 from kvserver.raft.ports import Machine, Proposals, Timings
+from kvserver.raft.status import EngineParts, RaftStatus, Received
 from kvserver.storage.contract import ReadTxn, Storage
+from kvserver.storage.rows import damaged
 from kvserver.storage.schema import META
 
 STEP_S = 0.001
@@ -164,6 +161,9 @@ class SimNode:
         self._ended: tuple[RaftStatus, list[object], list[object]] | None = None
         self.busy_until = 0.0
         """A turn waits for the disk."""
+        self._generation = 0
+        self.verify_at = NEVER if storage.fresh else self._verification_ends()
+        """When the verification of its state ends."""
         machine, proposals = self.furnish()
         self.engine = RaftEngine(
             EngineParts(
@@ -182,10 +182,29 @@ class SimNode:
                 on_members=self.on_members,
                 on_event=self._on_event,
                 bounds=cluster.bounds,
+                verified=storage.fresh or not cluster.verify_s,
+                on_replaced=self._on_replaced,
             )
         )
         self.status: RaftStatus = self.engine.status()
         self.due = cluster.clock.now
+
+    # ------------------------------------------------------------------ verification
+
+    def _verification_ends(self) -> float:
+        return self.cluster.clock.now + self.cluster.rng.uniform(0.5, 1.0) * self.cluster.verify_s
+
+    def _on_replaced(self, generation: int) -> None:
+        self._generation = generation
+        self.verify_at = self._verification_ends()
+
+    def end_verification(self) -> None:
+        """All rows were read."""
+        self.verify_at = NEVER
+        if not self.storage.sound:
+            raise damaged(f"the data of {self.name}")
+        self.engine.set_verified(self._generation)
+        self.due = 0.0
 
     # ------------------------------------------------------------------ what stands around the raft
 
@@ -286,12 +305,16 @@ class Cluster(Network):
     ) -> None:
         self.bounds = bounds or LogBounds()
         self.copy_turns = copy_turns
+        self.verify_s = 0.0
+        """How long the verification of a state takes, at most; 0: there is none."""
         super().__init__(SimClock(), random.Random(seed), timings or Timings())
         names = [f"n{i + 1}" for i in range(size)]
         self.plan: ClusterPlan = plan_cluster({n: f"{n}:1" for n in names}, "simulation")
         self.storages = {name: self.new_disk() for name in names}
         self.nodes: dict[MemberId, SimNode] = {}  # type: ignore[assignment] # stations that turn
         self.on_disk_error: Callable[[SimNode], None] | None = None
+        self.on_damage: Callable[[SimNode], None] | None = None
+        """A node has found that its state is damaged."""
         self.names: dict[MemberId, str] = {}
         """Of all that have ever run."""
         self._disks: dict[MemberId, SimDisk] = {}
@@ -385,7 +408,17 @@ class Cluster(Network):
                 self._run_node(self.nodes[member])
 
     def _run_node(self, node: SimNode) -> None:
+        try:
+            self._run_sound(node)
+        except DataDirError:
+            if self.on_damage is None:
+                raise
+            self.on_damage(node)
+
+    def _run_sound(self, node: SimNode) -> None:
         now = self.clock.now
+        if node.verify_at <= now:
+            node.end_verification()
         if node.loop_due() <= now:
             node.run_loop()
         if node.busy_until:
@@ -420,8 +453,7 @@ class Cluster(Network):
                 at = paused[member]
             else:
                 at = node.busy_until or node.due
-                if (loop_at := node.loop_due()) < at:
-                    at = loop_at
+                at = min(at, node.loop_due(), node.verify_at)
             if at < soonest:
                 soonest = at
         return soonest

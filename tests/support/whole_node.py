@@ -38,9 +38,9 @@ from kvserver.pipeline.role import Role, RoleMachine
 from kvserver.pipeline.roster import Roster
 from kvserver.pipeline.space import Space
 from kvserver.pipeline.watching import WatchHub
-from kvserver.raft.engine import RaftStatus
 from kvserver.raft.membership import Configuration
 from kvserver.raft.ports import Machine, Proposals
+from kvserver.raft.status import RaftStatus
 from kvserver.storage.schema import META
 
 HISTORY_ROW = b"history"

@@ -15,8 +15,8 @@ from kvserver import __version__
 from kvserver.api.metrics import Figures, families
 from kvserver.api.standing import Standing
 from kvserver.pipeline.alarms import Alarm
-from kvserver.raft.engine import RaftStatus
 from kvserver.raft.entry import MemberId
+from kvserver.raft.status import RaftStatus
 
 ME, UP, DOWN, NEW = MemberId(0xA), MemberId(0xB), MemberId(0xC), MemberId(0xD)
 

@@ -11,10 +11,14 @@ from kvserver.api.standing import (
     why_not_live,
     why_not_ready,
 )
+from kvserver.raft.fitness import Fitness, Reason
 
 ACTIVE = Standing(active=True, leader_known=True, fit=True)
 STANDBY = Standing(active=False, leader_known=True, fit=True)
 ALONE = Standing(active=False, leader_known=False, fit=False)
+
+DISQUALIFIED = Fitness(frozenset({Reason.DISQUALIFIED}))
+BUSY = Fitness(frozenset({Reason.UNVERIFIED, Reason.LAGGING}))
 
 
 @pytest.mark.parametrize("node", [ACTIVE, STANDBY])
@@ -39,7 +43,8 @@ def test_a_raft_thread_may_be_busy_but_not_for_ever() -> None:
     ("standby", "said"),
     [
         (replace(STANDBY, removed=True), "removed from the cluster"),
-        (replace(STANDBY, disqualified=True, fit=False), "disqualified"),
+        (replace(STANDBY, fitness=DISQUALIFIED, fit=False), "disqualified"),
+        (replace(STANDBY, fitness=BUSY, fit=False), "unverified, lagging"),
         (replace(STANDBY, learner=True), "learner"),
         (replace(STANDBY, fit=False), "not fit for promotion"),
         (replace(STANDBY, obstacle="stopping"), "stopping"),
@@ -58,7 +63,7 @@ def test_alarms_are_told_as_by_etcd() -> None:
     assert why_not_healthy(full) == "ALARM NOSPACE"
     assert why_not_healthy(full, ["NOSPACE"]) == ""
     assert why_not_healthy(full, ["CORRUPT"]) == "ALARM NOSPACE"
-    odd = replace(full, disqualified=True)
+    odd = replace(full, fitness=DISQUALIFIED)
     assert why_not_healthy(odd, ["NOSPACE"]) == "ALARM CORRUPT"
     assert why_not_healthy(odd, ["NOSPACE", "CORRUPT"]) == ""
 

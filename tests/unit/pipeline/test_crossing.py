@@ -16,8 +16,8 @@ from kvserver.pipeline.crossing import Crossing
 from kvserver.pipeline.limits import Limits
 from kvserver.pipeline.outcome import Response
 from kvserver.pipeline.proposer import Proposer
-from kvserver.raft.engine import RaftStatus
 from kvserver.raft.entry import MemberId
+from kvserver.raft.status import RaftStatus
 
 ME, OTHER = MemberId(1), MemberId(2)
 LEADING = RaftStatus(
