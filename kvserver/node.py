@@ -34,7 +34,7 @@ from kvserver.pipeline.reader import Reader
 from kvserver.pipeline.role import REMOVED, Role, RoleMachine
 from kvserver.pipeline.roster import Roster
 from kvserver.pipeline.space import Space
-from kvserver.pipeline.verifier import Verified, Verifier
+from kvserver.pipeline.verifier import Verified, Verifier, damage_behind
 from kvserver.pipeline.watchdog import StallMeter
 from kvserver.pipeline.watching import WatchHub
 from kvserver.raft.driver import RaftThread
@@ -101,6 +101,18 @@ class Node:
         check_library()
         self._opened = opened = await open_node(self._config, self._stop, self._event)
         try:
+            return await self._serve(opened)
+        except NodeError:
+            raise
+        except Exception as error:
+            if not self._verifier.verified:
+                await damage_behind(error, opened.storage.folder)
+            raise
+
+    async def _serve(self, opened: Opened) -> ExitCode:
+        if opened.verified:
+            opened.data_dir.note_verified()
+        try:
             self._build(opened)
             await self._start()
         except BaseException:
@@ -152,7 +164,7 @@ class Node:
             feature_level=FEATURE_LEVEL,
         )  # fmt: skip
         self._verifier = Verifier(
-            storage, clock, on_sound=self._on_sound,
+            storage, clock, verified=opened.verified, on_sound=self._on_sound,
             on_damage=lambda error: self._spawn(self._on_damage(error)), on_event=self._event,
         )  # fmt: skip
         self._build_pipeline(storage)
@@ -177,7 +189,7 @@ class Node:
                 on_members=self._roster.set_members,
                 on_event=self._event,
                 on_aside=self._heard_aside,
-                verified=opened.storage.fresh,
+                verified=opened.verified,
                 on_replaced=self._on_replaced,
                 bounds=LogBounds(
                     keep_entries=config.log_keep_entries, hold_entries=5 * config.log_keep_entries
@@ -369,6 +381,7 @@ class Node:
 
     def _on_sound(self, generation: int, found: Verified) -> None:
         """The whole of the state was read, and nothing is wrong with it."""
+        self._opened.data_dir.note_verified()
 
         def tell() -> None:
             self._opened.storage.learn_digests(found.transaction, found.digests)

@@ -12,6 +12,7 @@ import sys
 from asyncio.subprocess import DEVNULL, PIPE, Process
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Final
 
 from kvserver.clock import Clock
@@ -71,26 +72,50 @@ async def verify_once(
     reading = storage.read()
     with reading:  # no page of the commits since is written again while this is open
         folder = reading.environment.folder
-        command = ["-P", "-m", "kvserver.storage.verification", str(folder), f"--nice={nice}"]
-        try:
-            process = await asyncio.create_subprocess_exec(
-                sys.executable, *command, stdin=PIPE, stdout=PIPE, stderr=DEVNULL
-            )
-        except OSError as error:
-            raise VerificationFailedError(f"no process can be started ({error})") from error
-        listening = asyncio.create_task(_listen(process, on_progress))
-        stopping = asyncio.create_task(stop.wait())
-        try:
-            await asyncio.wait({listening, stopping}, return_when=asyncio.FIRST_COMPLETED)
-        finally:
-            stopping.cancel()
-            with contextlib.suppress(ProcessLookupError):
-                process.kill()
-            told = await listening
-            code = await process.wait()
+        return await verify_folder(folder, nice=nice, stop=stop, on_progress=on_progress)
+
+
+async def verify_folder(
+    folder: Path,
+    *,
+    nice: int = 0,
+    stop: asyncio.Event,
+    on_progress: Callable[[float], object] = lambda _: None,
+) -> Verified | None:
+    """The same for an environment that nobody writes."""
+    command = ["-P", "-m", "kvserver.storage.verification", str(folder), f"--nice={nice}"]
+    try:
+        process = await asyncio.create_subprocess_exec(
+            sys.executable, *command, stdin=PIPE, stdout=PIPE, stderr=DEVNULL
+        )
+    except OSError as error:
+        raise VerificationFailedError(f"no process can be started ({error})") from error
+    listening = asyncio.create_task(_listen(process, on_progress))
+    stopping = asyncio.create_task(stop.wait())
+    try:
+        await asyncio.wait({listening, stopping}, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        stopping.cancel()
+        with contextlib.suppress(ProcessLookupError):
+            process.kill()  # what it has said is read all the same
+        told = await listening
+        code = await process.wait()
     if told is None and stop.is_set():
         return None
     return _result(told, code, str(folder))
+
+
+async def damage_behind(error: Exception, folder: Path) -> None:
+    """Look whether an error that nobody foresaw comes from damage.
+
+    Raises:
+        DataDirError: it most likely does: what is on the disk makes no sense.
+    """
+    with contextlib.suppress(VerificationFailedError):
+        try:
+            await verify_folder(folder, stop=asyncio.Event())
+        except DataDirError as damage:
+            raise damage from error
 
 
 async def _listen(
@@ -128,6 +153,7 @@ class Verifier:
         storage: LmdbStorage,
         clock: Clock,
         *,
+        verified: bool,
         on_sound: Callable[[int, Verified], object],
         on_damage: Callable[[NodeError], object],
         on_event: Callable[..., None],
@@ -137,6 +163,7 @@ class Verifier:
         Args:
             storage: of the node.
             clock: of the node.
+            verified: nobody needs to read the state that is there now.
             on_sound: told the `generation` that a pass has found to be sound, and what it counted.
             on_damage: told once what is damaged; nothing is done after that.
             on_event: log.
@@ -149,8 +176,8 @@ class Verifier:
         self._wanted = asyncio.Event()
         self.generation = 0
         """Rises when another state takes the place of the one there was, from a peer's copy."""
-        self.verified = storage.fresh
-        """The state that is there now was read whole by this process, or begun by it."""
+        self.verified = verified
+        """The state that is there now was read whole since the last process ended, or is new."""
         self.progress = 0.0
         """Of the pass under way: which part of the rows is read."""
 

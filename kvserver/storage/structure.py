@@ -1,7 +1,7 @@
 """Whether the pages of an LMDB file fit together: a reading of its bytes, safe on any bytes.
 
-`lmdb.verify` does most of it. But it calls two things damage that a sound file of LMDB 0.9 may hold,
-and does not look at the separators by which a search finds its way; `_Walk` mends that.
+`lmdb.verify` does most of it. It calls two things damage that a sound file of LMDB 0.9 may hold,
+and does not look at the separators that lead a search; `_Walk` mends that.
 """
 
 from collections.abc import Iterator

@@ -56,7 +56,7 @@ class Watched:
         self.news = asyncio.Event()
         self.stop = asyncio.Event()
         self.verifier = Verifier(
-            storage, SystemClock(),
+            storage, SystemClock(), verified=storage.fresh,
             on_sound=lambda *found: self._note(self.sound, found),
             on_damage=lambda error: self._note(self.damage, error),
             on_event=lambda name, **fields: self._note(self.told, (name, fields)),
