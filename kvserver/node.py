@@ -198,20 +198,22 @@ class Node:
         clock = self._clock
         self._roster = Roster()
         self._applier = applier = Applier(storage, self._roster, on_applied=self._on_applied)
-        self._space = Space(storage, clock, self._config.quota, applier.alarms)
+        self._reader = Reader(self._limits, clock, knock=self._knock)
+        self._space = Space(
+            storage, clock, self._config.quota, applier.alarms, self._reader.linearizable
+        )
         self._proposer = Proposer(
             self._limits,
             clock,
             knock=self._knock,
             log_time_ms=lambda: applier.log_time_ms,
             feature_level=lambda: applier.feature_level,
-            admit=self._space.admit,
+            room=self._space,
         )
         self._herald = Herald(
             self._roster, self._proposer, feature_level=lambda: applier.feature_level,
             spawn=self._spawn, on_event=self._event,
         )  # fmt: skip
-        self._reader = Reader(self._limits, clock, knock=self._knock)
         self._role = RoleMachine(self._me, self._limits, clock, self._on_role)
         self._keeper = AlarmKeeper(
             self._me, applier.alarms, self._space, role=self._role, roster=self._roster,

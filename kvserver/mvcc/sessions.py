@@ -171,10 +171,16 @@ def _repeated(kept: KeptAnswer, command: Command) -> Answer:
             raise AnswerTooLargeError
 
 
-def has_answer(txn: ReadTxn, command: Command) -> bool:
-    """Whether a numbered write was applied before, as far as a transaction sees."""
+def is_settled(txn: ReadTxn, command: Command) -> bool:
+    """Whether a numbered write changes nothing any more, as far as a transaction sees.
+
+    It was applied before, or its client has said that it is done with it. Neither is ever undone.
+    """
     row = txn.get(SESSION, _ID.pack(command.session))
-    return row is not None and command.sequence in _Session(SessionRow.FromString(row)).answers
+    if row is None:
+        return False
+    session = _Session(SessionRow.FromString(row))
+    return command.sequence <= session.done_to or command.sequence in session.answers
 
 
 def _digest(command: Command) -> int:
