@@ -21,13 +21,11 @@ from kvserver.errors import (
     RequestTooLargeError,
     TooManyRequestsError,
 )
-from kvserver.pipeline.features import check_command
+from kvserver.pipeline.features import batch_format, check_command
 from kvserver.pipeline.gathering import Gathering
 from kvserver.pipeline.limits import Limits
 from kvserver.pipeline.log_time import LogClock
 from kvserver.pipeline.outcome import Outcome, Response, Result
-
-BATCH_FORMAT: Final = 1
 
 ORPHAN_S: Final = 1.0
 """How long the entries of a deposed active may take to be decided by its successor."""
@@ -195,7 +193,7 @@ class Proposer:
         self._taken = batch
         self._gathering.taken()
         return CommandBatch(
-            format=BATCH_FORMAT,
+            format=batch_format(self._feature_level()),
             log_time_ms=self._log_clock.stamp(now),
             commands=[proposal.command for proposal in batch],
         ).SerializeToString()

@@ -43,12 +43,13 @@ class Bench:
         self.clock = Clock()
         self.knocks = 0
         self.room = Rooms()
+        self.level = 2
         self.proposer = Proposer(
             limits or Limits(),
             self.clock,
             knock=self._knock,
             log_time_ms=lambda: log_time_ms,
-            feature_level=lambda: 2,
+            feature_level=lambda: self.level,
             room=self.room,
         )
 
@@ -87,6 +88,17 @@ async def test_what_waits_shares_a_batch_and_each_gets_its_own_result() -> None:
     with pytest.raises(KeyNotFoundError):
         await b
     assert bench.proposer.pending == 0
+
+
+async def test_the_applied_level_says_how_an_entry_is_written() -> None:
+    bench = Bench()
+    for index, (level, written) in enumerate([(0, 1), (2, 1), (3, 2), (4, 2)], 5):
+        bench.level = level
+        (waiting,) = await bench.propose(b"k")
+        assert bench.take(index, 2).format == written
+        bench.proposer.applied(index, 2, [rpc_pb2.PutResponse()])
+        bench.settle()
+        await waiting
 
 
 async def test_one_batch_is_uncommitted_at_most() -> None:

@@ -198,7 +198,7 @@ async def test_a_write_that_was_applied_may_ask_for_its_answer() -> None:
     for write in writes[:2]:
         write.done_to = write.sequence - 1
         assert writer.sessions.answered(write) is None
-        writer.sessions.keep(write, writer.put(write.put))
+        writer.sessions.keep(write, writer.put(write.put), numbered_errors=True)
     writer.flush()
     assert [await bench.space.is_settled(write) for write in writes] == [True, True, False]
     assert not await bench.space.is_settled(Command(session=8, sequence=1))
