@@ -117,6 +117,7 @@ class Node:
             "node.ready", client=self._config.listen_client, peer=self._config.listen_peer,
             member=f"{self._engine.me:x}", version=__version__,
         )  # fmt: skip
+        self._beating = self._spawn(self._beat())
         watching = self._spawn(self._watch())
         tasks = [self._spawn(each) for each in (self._compact(), self._keep_alarms())]
         comparing = self._comparison.run(self._config.corrupt_check_interval_s, self._stop)
@@ -351,11 +352,16 @@ class Node:
 
     # ------------------------------------------------------------------ main thread
 
-    async def _watch(self) -> None:
-        """Beat, give up on what waits too long, and look whether the raft thread makes turns."""
+    async def _beat(self) -> None:
+        """Show the raft thread that this one goes on, as long as there is a raft thread."""
         while True:
             await asyncio.sleep(BEAT_S)
             self._beats += 1
+
+    async def _watch(self) -> None:
+        """Give up on what waits too long, and look whether the raft thread makes turns."""
+        while True:
+            await asyncio.sleep(BEAT_S)
             self._proposer.expire()
             self._reader.expire()
             now, turns = self._clock.monotonic(), self._thread.turns
@@ -456,6 +462,7 @@ class Node:
             await asyncio.sleep(LINGER_S)
         await self._api.stop(0 if self._failure else STOP_GRACE_S)
         await self._stop_thread()
+        self._beating.cancel()  # not before: a stop that takes a while is no stuck thread
         if isinstance(self._failure, LostDiskError):
             forget_birth(self._opened.storage)
         self._close()
