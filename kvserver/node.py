@@ -122,6 +122,7 @@ class Node:
             "node.ready", client=self._config.listen_client, peer=self._config.listen_peer,
             member=f"{self._engine.me:x}", version=__version__,
         )  # fmt: skip
+        self._beating = self._spawn(self._beat())
         watching = self._spawn(self._watch())
         tasks = [self._spawn(each) for each in (self._compact(), self._keep_alarms())]
         comparing = self._comparison.run(self._config.corrupt_check_interval_s, self._stop)
@@ -210,20 +211,22 @@ class Node:
         clock = self._clock
         self._roster = Roster()
         self._applier = applier = Applier(storage, self._roster, on_applied=self._on_applied)
-        self._space = Space(storage, clock, self._config.quota, applier.alarms)
+        self._reader = Reader(self._limits, clock, knock=self._knock)
+        self._space = Space(
+            storage, clock, self._config.quota, applier.alarms, self._reader.linearizable
+        )
         self._proposer = Proposer(
             self._limits,
             clock,
             knock=self._knock,
             log_time_ms=lambda: applier.log_time_ms,
             feature_level=lambda: applier.feature_level,
-            admit=self._space.admit,
+            room=self._space,
         )
         self._herald = Herald(
             self._roster, self._proposer, feature_level=lambda: applier.feature_level,
             spawn=self._spawn, on_event=self._event,
         )  # fmt: skip
-        self._reader = Reader(self._limits, clock, knock=self._knock)
         self._role = RoleMachine(self._me, self._limits, clock, self._on_role)
         self._keeper = AlarmKeeper(
             self._me, applier.alarms, self._space, role=self._role, roster=self._roster,
@@ -366,11 +369,16 @@ class Node:
 
     # ------------------------------------------------------------------ main thread
 
-    async def _watch(self) -> None:
-        """Beat, give up on what waits too long, and look whether the raft thread makes turns."""
+    async def _beat(self) -> None:
+        """Show the raft thread that this one goes on, as long as there is a raft thread."""
         while True:
             await asyncio.sleep(BEAT_S)
             self._beats += 1
+
+    async def _watch(self) -> None:
+        """Give up on what waits too long, and look whether the raft thread makes turns."""
+        while True:
+            await asyncio.sleep(BEAT_S)
             self._proposer.expire()
             self._reader.expire()
             now, turns = self._clock.monotonic(), self._thread.turns
@@ -480,6 +488,7 @@ class Node:
             await asyncio.sleep(LINGER_S)
         await self._api.stop(0 if self._failure else STOP_GRACE_S)
         await self._stop_thread()
+        self._beating.cancel()  # not before: a stop that takes a while is no stuck thread
         if isinstance(self._failure, LostDiskError):
             forget_birth(self._opened.storage)
         self._close()

@@ -15,6 +15,7 @@ from kvserver.raft.entry import REGULAR, Entry, MemberId
 from kvserver.raft.flow import MESSAGE_BYTES_MAX, MESSAGE_ENTRIES_MAX, SendWindow, Transfer
 from kvserver.raft.journal import DurableJournal
 from kvserver.raft.membership import Configuration, is_membership, voters_changed
+from kvserver.raft.nonsense import Sense
 from kvserver.raft.ports import Outbox, Proposals, StateMachine, Timings
 from kvserver.raft.reads import ReadRounds
 from kvserver.raft.seam import Node
@@ -61,6 +62,7 @@ class GuardedRaft(Voter):
         """As the newest append told it."""
         self._present: set[MemberId] = set()
         """Whose connection is up; some may not be members as far as this node's log knows."""
+        self._sense = Sense(on_event)
         self.behind_log: set[MemberId] = set()
         """On a leader: peers that need entries which the log does not hold any more."""
         self._receivers: dict[str, Callable[[Node, Any], None]] = {
@@ -252,13 +254,13 @@ class GuardedRaft(Voter):
         self.enter()
         # one that the log does not name yet may be the leader from whom to learn it
         node = self._nodes.get(member) or Node(member)
-        kind = message.WhichOneof("message")
-        if kind is None:
+        kind = message.WhichOneof("message") or ""
+        receive = self._receivers.get(kind)
+        if receive is None or not self._sense.makes(
+            member, message, self.term, self._journal.last_index
+        ):
             return
         was_leading = self.leading
-        receive = self._receivers.get(kind)
-        if receive is None:
-            return
         receive(node, getattr(message, kind))
         self._configure()
         if was_leading and not self.leading:
@@ -268,6 +270,7 @@ class GuardedRaft(Voter):
         """A connection to a peer is up; whatever was on its way before is lost."""
         self.enter()
         self._present.add(member)
+        self._sense.connected(member)
         node = self._nodes.get(member)
         if node is None:
             return
@@ -344,12 +347,9 @@ class GuardedRaft(Voter):
     ) -> None:
         """The term is that of the moment the reply is made, not of when it is flushed."""
         reply = raft_pb2.AppendReply(
-            term=self.term,
-            next_index=next_index,
-            reset=reset,
-            success=success,
+            term=self.term, next_index=next_index, reset=reset, success=success,
             epoch=self._epoch_in,
-        )
+        )  # fmt: skip
         self._outbox.send(node.id, PeerMessage(append_reply=reply), after_sync=True)
 
     # ------------------------------------------------------------------ leader

@@ -14,8 +14,8 @@ database names it (EFFECTS_HELD_S, and the next commit after a crash of the mach
 torn one.
 
 A sync that failed is never tried again: the system may have dropped what it could not write. When
-the log is opened, all that the database does not name yet is therefore written again and synced
-before it counts.
+the log is opened, all that the database does not name yet, and all zeros behind it, is therefore
+written again and synced before it counts.
 """
 
 import os
@@ -341,7 +341,7 @@ class LogFiles:
         return rewrite_at
 
     def _settle(self, content: bytes, before: bytes, rewrite_at: int) -> None:
-        """Remove what is torn, write again what may not be on disk, and sync.
+        """Remove what is torn, write again what may not be on disk, zeros too, and sync.
 
         Args:
             content: of the last segment.
@@ -354,8 +354,11 @@ class LogFiles:
             segment.close()
             segment.path.unlink()
             segment, content, rewrite_at = self._segments[-1], before, 0
-        torn = len(content[segment.end :].rstrip(b"\0"))
-        segment.write(content[rewrite_at : segment.end] + bytes(torn), rewrite_at)
+        # All up to the grown end, though it may read as zeros already: these may be an earlier
+        # start's that never reached the disk. What was torn would come back with the next crash of
+        # the machine, behind batches that count by then, and pass for damage.
+        zeros = bytes(segment.grown - segment.end)
+        segment.write(content[rewrite_at : segment.end] + zeros, rewrite_at)
         _sync_folder(self.folder)
         for other in self.folder.parent.glob(f"{_PREFIX}*"):
             if other != self.folder:  # of a birth or a recovery that was cut short

@@ -3,9 +3,11 @@
 from typing import Final
 
 from golden.form import Form, Parts
-from golden.rows import LINEAGE, MEMBERS, PUBLISHED, SESSION_ID, configuration
+from golden.rows import LINEAGE, MEMBERS, PUBLISHED, PUBLISHED_3, configuration
+from golden.sessions import SESSION_ID
 
 from kvpb.raft_pb2 import (
+    Caller,
     ChangeAlarm,
     Command,
     CommandBatch,
@@ -32,7 +34,7 @@ from kvpb.rpc_pb2 import (
 from kvserver.raft.entry import MEMBERSHIP, NO_OP, REGULAR
 from kvserver.raft.membership import configuration_of
 from kvserver.storage.contract import LogEntry
-from kvserver.storage.log_batch import ENTRY_BYTES, BatchCodec, decode_entry
+from kvserver.storage.log_batch import ENTRY_BYTES, Batch, BatchCodec, decode_entry
 
 _PUT: Final = PutRequest(key=b"k", value=b"v\x00", lease=5, prev_kv=True)
 _RANGE: Final = RangeRequest(
@@ -78,12 +80,15 @@ COMMANDS: Final = {
 }
 
 
-def batch_of(*commands: Command) -> CommandBatch:
-    return CommandBatch(format=1, log_time_ms=0x0102030405, commands=commands)
+CALLED: Final = Command(caller=Caller(user="alice"), put=_PUT)
+LEVEL_3: Final = (
+    Command(set_feature_level=SetFeatureLevel(level=3)),
+    Command(publish_member=PUBLISHED_3),
+)
 
 
-def _regular(name: str, *commands: Command) -> Form:
-    batch = batch_of(*commands)
+def _regular(name: str, *commands: Command, format: int = 1) -> Form:  # noqa: A002 - as the field
+    batch = CommandBatch(format=format, log_time_ms=0x0102030405, commands=commands)
     return Form(
         f"entry: {name}",
         lambda parts: (parts["bytes"][:1] == REGULAR, CommandBatch.FromString(parts["bytes"][1:])),
@@ -96,6 +101,9 @@ def _entry_forms() -> list[Form]:
     forms = [_regular(name, command) for name, command in COMMANDS.items()]
     forms.append(_regular("three commands", *list(COMMANDS.values())[:3]))
     forms.append(_regular("no commands"))
+    forms.append(_regular("format 2, put", Command(put=_PUT), format=2))
+    forms.append(_regular("format 2, with a caller", CALLED, format=2))
+    forms.append(_regular("format 2, level 3", *LEVEL_3, format=2))
     forms.append(
         Form("entry: no operation", lambda p: p["bytes"] == NO_OP, True, lambda: {"bytes": NO_OP})
     )
@@ -115,6 +123,7 @@ def _entry_forms() -> list[Form]:
 
 
 STATE: Final = HardState(term=7, voted_for=0xA1, commit_index=300)
+CHAINED: Final = HardState(term=7, voted_for=0xA1, commit_index=300, chain=0xCAFEF00D)
 _BATCHES: Final[dict[str, tuple[int, int | None, list[LogEntry]]]] = {
     "the first one, an entry": (1, None, [(NO_OP, 1, 0)]),
     "term and vote alone": (2, 0xDEADBEEF, []),
@@ -126,15 +135,23 @@ _BATCHES: Final[dict[str, tuple[int, int | None, list[LogEntry]]]] = {
 """What it is -> number, checksum of the one before (None: the seed of the lineage), entries."""
 
 
-def _batch_form(name: str, number: int, previous: int | None, entries: list[LogEntry]) -> Form:
+def parse(data: bytes) -> Batch:
+    """A recorded batch."""
+    batch = BatchCodec(LINEAGE).parse(data, 0)
+    assert batch is not None
+    assert batch.end == len(data)
+    return batch
+
+
+def _batch_form(
+    name: str, state: HardState, number: int, previous: int | None, entries: list[LogEntry]
+) -> Form:
     codec = BatchCodec(LINEAGE)
     before = codec.seed if previous is None else previous
 
     def read(parts: Parts) -> object:
         data = parts["bytes"]
-        batch = codec.parse(data, 0)
-        assert batch is not None
-        assert batch.end == len(data)
+        batch = parse(data)
         found = [
             decode_entry(data[at : at + ENTRY_BYTES + size], index)
             for index, at, size in batch.places
@@ -142,11 +159,12 @@ def _batch_form(name: str, number: int, previous: int | None, entries: list[LogE
         return batch.number, batch.previous, HardState.FromString(batch.state), found
 
     return Form(
-        f"batch: {name}", read, (number, before, STATE, entries),
-        lambda: {"bytes": codec.encode(number, before, STATE.SerializeToString(), entries)[0]},
+        f"batch: {name}", read, (number, before, state, entries),
+        lambda: {"bytes": codec.encode(number, before, state.SerializeToString(), entries)[0]},
     )  # fmt: skip
 
 
 FORMS: Final = (
-    *_entry_forms(), *(_batch_form(name, *batch) for name, batch in _BATCHES.items()),
+    *_entry_forms(), *(_batch_form(name, STATE, *batch) for name, batch in _BATCHES.items()),
+    _batch_form("with a chain", CHAINED, 3, 0xDEADBEEF, [(NO_OP, 300, 7)]),
 )  # fmt: skip

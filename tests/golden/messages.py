@@ -3,7 +3,7 @@
 from typing import Final
 
 from golden.form import Form, Parts
-from golden.rows import MEMBERS, PUBLISHED
+from golden.rows import MEMBERS, PUBLISHED, PUBLISHED_3
 
 from kvpb.raft_pb2 import (
     AppendEntries,
@@ -43,6 +43,24 @@ MESSAGES: Final = {
         hello=Hello(
             protocol=1, incarnation=2,
             joining=Joining(name="n3", peer_address="127.0.0.1:2382", lost_disk=True),
+        )
+    ),
+    "hello, level 3": PeerMessage(
+        hello=Hello(
+            protocol=1, cluster_id=0xC1, member_id=0xA1, attributes=PUBLISHED_3,
+            unverified=True, met_verified=True,
+        )
+    ),
+    "append_entries with chains": PeerMessage(
+        append_entries=AppendEntries(
+            term=7, prev_log_index=301, prev_log_term=6,
+            entries=[Entry(index=302, term=7, payload=b"\1", chain=0xCAFEF00D)],
+        )
+    ),
+    "hash_ask by index": PeerMessage(hash_ask=HashAsk(round=9, index=1001)),
+    "hash_word by index": PeerMessage(
+        hash_word=HashWord(
+            round=9, known=True, index=1001, digests=[1, 0xFFFFFFFFFFFFFFFF, 0], tidy=True
         )
     ),
     "refusal": PeerMessage(refusal=Refusal(reason="because", lost_disk=True, not_member=True)),

@@ -10,8 +10,10 @@ from typing import Final
 from unittest.mock import patch
 
 from golden.form import Form, Parts
+from golden.row import content_of, read_in, row_form, row_of, written
+from golden.sessions import session_forms
 from support.applying import Replica, delete, founded, put
-from support.memory_storage import MemoryStorage, MemoryTxn
+from support.memory_storage import MemoryStorage
 
 from kvpb.raft_pb2 import ChangeAlarm, Command, Identity, Member, PublishMember, SetFeatureLevel
 from kvpb.rpc_pb2 import (
@@ -22,14 +24,10 @@ from kvpb.rpc_pb2 import (
     DeleteRangeRequest,
     LeaseGrantRequest,
     PutRequest,
-    TxnRequest,
 )
-from kvserver.errors import RequestError
 from kvserver.mvcc.history import Change, changes_since, compacted_revision, row_at
 from kvserver.mvcc.keyvalue import Row, decode_row
-from kvserver.mvcc.leases import LeaseRow, Leases, find_lease, keys_of
-from kvserver.mvcc.pace import Pace
-from kvserver.mvcc.sessions import Sessions
+from kvserver.mvcc.leases import LeaseRow, find_lease, keys_of
 from kvserver.mvcc.store import Writer, current_revision
 from kvserver.pipeline.alarms import Alarm, Alarms
 from kvserver.pipeline.applier import Applier
@@ -40,7 +38,7 @@ from kvserver.raft.journal import load_configuration, store_configuration
 from kvserver.raft.membership import Configuration
 from kvserver.storage.contract import ReadTxn
 from kvserver.storage.env import LmdbStorage
-from kvserver.storage.rows import seal, unseal
+from kvserver.storage.rows import seal
 from kvserver.storage.schema import (
     ALARM,
     CLUSTER,
@@ -52,71 +50,9 @@ from kvserver.storage.schema import (
     LEASE_KEY,
     MEMBER,
     META,
-    SESSION,
-    Database,
 )
 
-Read = Callable[[ReadTxn], object]
-
 LEASE_ID: Final = 0x1122334455667788
-SESSION_ID: Final = 0x0102030405060708
-
-
-def database_of(name: str) -> str:
-    """The database that an entry is of: the first word of its name."""
-    return name.partition(":")[0]
-
-
-def _row(db: Database, key: bytes, find: Callable[[], MemoryStorage]) -> Callable[[], Parts]:
-    """Makes the parts of the row that this build has put into a storage."""
-
-    def make() -> Parts:
-        with find().read() as txn:
-            found = [row for at, row in txn.scan(db, key, key + b"\0")]
-        return {"key": key, "row": seal(key, found[-1])}
-
-    return make
-
-
-def _content(db: Database, parts: Parts) -> tuple[bytes, bytes]:
-    return parts["key"], unseal(db, parts["key"], parts["row"])
-
-
-def _read_in(
-    db: Database, begin: Callable[[], MemoryStorage], read: Read
-) -> Callable[[Parts], object]:
-    """Reads an entry out of a storage that it was put into."""
-
-    def look(parts: Parts) -> object:
-        storage = begin()
-        storage.writer().put(db, *_content(db, parts))
-        storage.commit()
-        with storage.read() as txn:
-            return read(txn)
-
-    return look
-
-
-def _form(
-    db: Database,
-    what: str,
-    key: bytes,
-    find: Callable[[], MemoryStorage],
-    read: Read,
-    means: object,
-) -> Form:
-    name = f"{db.name.decode()}: {what}"
-    return Form(name, _read_in(db, MemoryStorage, read), means, _row(db, key, find))
-
-
-def _written(write: Callable[[MemoryTxn], None]) -> Callable[[], MemoryStorage]:
-    def find() -> MemoryStorage:
-        storage = MemoryStorage()
-        write(storage.writer())
-        storage.commit()
-        return storage
-
-    return find
 
 
 # ---------------------------------------------------------------------- keys and their history
@@ -165,10 +101,12 @@ def _kv_forms() -> list[Form]:
 
     put_again = struct.pack(">QQQq", *LEASED[:4]) + LEASED.value
     forms = [
-        _form(KV, "a put", b"a", plain, row, PLAIN),
-        _form(KV, "a second put, with a lease", b"a", _keys, row, LEASED),
-        _form(HISTORY, "a put", _moment(3, 0), _keys, changes, [Change(3, 0, 0, b"a", put_again)]),
-        _form(
+        row_form(KV, "a put", b"a", plain, row, PLAIN),
+        row_form(KV, "a second put, with a lease", b"a", _keys, row, LEASED),
+        row_form(
+            HISTORY, "a put", _moment(3, 0), _keys, changes, [Change(3, 0, 0, b"a", put_again)]
+        ),
+        row_form(
             HISTORY, "a deletion, the second change of its revision", _moment(6, 1), _keys, changes,
             [Change(6, 1, 1, b"c\xff", b"")],
         ),
@@ -189,8 +127,8 @@ def _kv_forms() -> list[Form]:
         return storage
 
     for what, key, means in (("a put", b"a", [LEASED, None]), ("a deletion", b"b", [None, None])):
-        read = _read_in(KEY_HISTORY, with_history, at_the_end)
-        forms.append(Form(f"key_history: {what}", read, means, _row(KEY_HISTORY, key, _keys)))
+        read = read_in(KEY_HISTORY, with_history, at_the_end)
+        forms.append(Form(f"key_history: {what}", read, means, row_of(KEY_HISTORY, key, _keys)))
     return forms
 
 
@@ -200,102 +138,15 @@ def _kv_forms() -> list[Form]:
 def _lease_forms() -> list[Form]:
     key = struct.pack(">q", LEASE_ID)
     return [
-        _form(
+        row_form(
             LEASE, "granted for 60 s at log time 5,000 ms", key, _keys,
             lambda txn: find_lease(txn, LEASE_ID), LeaseRow(60, 245_000),
         ),
-        _form(
+        row_form(
             LEASE_KEY, "a key of a lease", key + b"a", _keys,
             lambda txn: list(keys_of(txn, LEASE_ID)), [b"a"],
         ),
     ]  # fmt: skip
-
-
-def numbered(command: Command, sequence: int, done_to: int = 0) -> Command:
-    command.session, command.sequence, command.done_to = SESSION_ID, sequence, done_to
-    return command
-
-
-WRITES: Final = {
-    "put": Command(put=PutRequest(key=b"k", value=b"v")),
-    "deletion": Command(delete_range=DeleteRangeRequest(key=b"k", prev_kv=True)),
-    "transaction": Command(txn=TxnRequest()),
-    "error": Command(put=PutRequest(key=b"k", value=b"v", lease=99)),
-    "too large": Command(delete_range=DeleteRangeRequest(key=b"large", prev_kv=True)),
-}
-"""Numbered writes, by what is kept of them."""
-
-
-def session_of(*writes: Command, level: int = 2) -> MemoryStorage:
-    """A session that was opened at log time 0, and what these writes of it leave."""
-    replica = Replica()
-    if level:
-        replica.apply(Command(set_feature_level=SetFeatureLevel(level=level)))
-    replica.apply(Command(open_session=LeaseGrantRequest(ID=SESSION_ID, TTL=60)))
-    replica.apply(put("large", "x" * 9000), *writes)
-    replica.storage.commit()
-    return replica.storage
-
-
-def repeated(txn: ReadTxn, command: Command) -> str:
-    """What a numbered write is answered when it comes again."""
-    sessions = Sessions(MemoryTxnOf(txn), Leases(MemoryTxnOf(txn), 0, Pace()))
-    try:
-        answer = sessions.answered(command)
-    except RequestError as error:
-        return type(error).__name__
-    return "not answered yet" if answer is None else f"{type(answer).__name__} {answer}".strip()
-
-
-def MemoryTxnOf(txn: ReadTxn) -> MemoryTxn:  # noqa: N802 - a cast
-    assert isinstance(txn, MemoryTxn)
-    return txn
-
-
-def _session_forms() -> list[Form]:
-    key = struct.pack(">q", SESSION_ID)
-    found = {
-        "put": "PutResponse header {\n  revision: 3\n}",
-        "deletion": "DeleteRangeResponse header {\n  revision: 2\n}",
-        "transaction": "TxnResponse header {\n  revision: 2\n}\nsucceeded: true",
-        "error": "LeaseNotFoundError",
-        "too large": "AnswerTooLargeError",
-    }
-    forms = [
-        _form(
-            SESSION, "just opened", key, session_of,
-            lambda txn: repeated(txn, numbered(Command(put=PutRequest(key=b"k")), 1)),
-            "not answered yet",
-        ),
-        _form(
-            SESSION, "two answers, its client is done with the first 3 writes", key,
-            lambda: session_of(
-                numbered(_copy("put"), 3), numbered(_copy("put"), 4, 3), numbered(_copy("put"), 5)
-            ),
-            lambda txn: [repeated(txn, numbered(_copy("put"), number)) for number in (3, 4, 5)],
-            [
-                "WriteForgottenError",
-                "PutResponse header {\n  revision: 4\n}",
-                "PutResponse header {\n  revision: 5\n}",
-            ],
-        ),
-    ]  # fmt: skip
-    for what, means in found.items():
-        forms.append(
-            _form(
-                SESSION, f"the answer to a write: {what}", key,
-                lambda what=what: session_of(numbered(_copy(what), 1)),  # type: ignore[misc]
-                lambda txn, what=what: repeated(txn, numbered(_copy(what), 1)),  # type: ignore[misc]
-                means,
-            )
-        )  # fmt: skip
-    return forms
-
-
-def _copy(what: str) -> Command:
-    fresh = Command()
-    fresh.CopyFrom(WRITES[what])
-    return fresh
 
 
 # ---------------------------------------------------------------------- meta
@@ -327,7 +178,7 @@ def _meta_forms() -> list[Form]:
     def applier(name: str) -> Callable[[Parts], object]:
         def look(parts: Parts) -> object:
             storage = begin()
-            storage.writer().put(META, *_content(META, parts))
+            storage.writer().put(META, *content_of(META, parts))
             storage.commit()
             found = Applier(storage, Roster(), lambda *_: None)
             with storage.read() as txn:
@@ -340,15 +191,17 @@ def _meta_forms() -> list[Form]:
         return look
 
     forms = [
-        Form(f"meta: {name}", applier(name), means, _row(META, name.encode(), _counted))
+        Form(f"meta: {name}", applier(name), means, row_of(META, name.encode(), _counted))
         for name, means in (
             ("applied_index", 10), ("applied_term", 5), ("log_time_ms", 0x0102030405),
             ("feature_level", 2), ("compaction_done", 4),
         )
     ]  # fmt: skip
     forms += [
-        _form(META, "revision", b"revision", _counted, current_revision, 8),
-        _form(META, "compacted_revision", b"compacted_revision", _counted, compacted_revision, 4),
+        row_form(META, "revision", b"revision", _counted, current_revision, 8),
+        row_form(
+            META, "compacted_revision", b"compacted_revision", _counted, compacted_revision, 4
+        ),
     ]
     return forms
 
@@ -376,6 +229,12 @@ PUBLISHED: Final = PublishMember(
 )  # fmt: skip
 
 
+PUBLISHED_3: Final = PublishMember(
+    id=0xA1, client_urls=["http://127.0.0.1:2379"], version="0.2.0", feature_level=3,
+)  # fmt: skip
+"""Of a later version."""
+
+
 def configuration() -> Configuration:
     return Configuration(7, 0xC1, {MemberId(each.id): each for each in MEMBERS})
 
@@ -387,7 +246,7 @@ def _identity_form(what: str, identity: Identity) -> Form:
         storage.commit()
         return storage
 
-    return _form(IDENTITY, what, b"identity", find, load_identity, identity)
+    return row_form(IDENTITY, what, b"identity", find, load_identity, identity)
 
 
 def _member_forms() -> list[Form]:
@@ -404,24 +263,28 @@ def _member_forms() -> list[Form]:
     def raised(by_itself: bool, kind: int) -> Callable[[], MemoryStorage]:
         request = AlarmRequest(action=AlarmRequest.ACTIVATE, memberID=0xA1, alarm=kind)  # type: ignore[arg-type]
         command = ChangeAlarm(request=request, by_itself=by_itself)
-        return _written(lambda txn: void(Alarms().change(txn, command)))
+        return written(lambda txn: void(Alarms().change(txn, command)))
 
     key = (0xA1).to_bytes(8, "big")
     return [
-        _form(
+        row_form(
             CLUSTER, "two members, one of them a learner", b"membership",
-            _written(lambda txn: store_configuration(txn, configuration())),
+            written(lambda txn: store_configuration(txn, configuration())),
             load_configuration, configuration(),
         ),
-        _form(
+        row_form(
             MEMBER, "what a member publishes", key,
-            _written(lambda txn: Roster().publish(txn, PUBLISHED)), load, {0xA1: PUBLISHED},
+            written(lambda txn: Roster().publish(txn, PUBLISHED)), load, {0xA1: PUBLISHED},
         ),
-        _form(
+        row_form(
+            MEMBER, "what a member publishes, level 3", key,
+            written(lambda txn: Roster().publish(txn, PUBLISHED_3)), load, {0xA1: PUBLISHED_3},
+        ),
+        row_form(
             ALARM, "NOSPACE, raised by hand", key + b"\1", raised(False, NOSPACE), alarms,
             {Alarm(MemberId(0xA1), NOSPACE): False},
         ),
-        _form(
+        row_form(
             ALARM, "CORRUPT, raised by the cluster", key + b"\2", raised(True, CORRUPT), alarms,
             {Alarm(MemberId(0xA1), CORRUPT): True},
         ),
@@ -471,7 +334,7 @@ def _node_form(what: str, key: bytes, ask: Callable[[LmdbStorage], object], mean
     def read(parts: Parts) -> object:
         def use(storage: LmdbStorage) -> None:
             _begin_log(storage)
-            storage.writer().put(IDENTITY, *_content(IDENTITY, parts))
+            storage.writer().put(IDENTITY, *content_of(IDENTITY, parts))
             storage.commit()
 
         return _in_lmdb(use, then=ask)
@@ -490,6 +353,6 @@ def _node_forms() -> list[Form]:
 
 
 FORMS: Final = (
-    *_kv_forms(), *_lease_forms(), *_session_forms(), *_meta_forms(), *_member_forms(),
+    *_kv_forms(), *_lease_forms(), *session_forms(), *_meta_forms(), *_member_forms(),
     *_node_forms(),
 )  # fmt: skip

@@ -4,14 +4,21 @@ from collections.abc import Iterable
 from typing import Final
 
 import pytest
-from golden import log, messages, rows
+from golden import log, messages, row, rows
 from golden.form import Form, Parts, load, text_of
 from google.protobuf.descriptor import FieldDescriptor
 from google.protobuf.message import Message
 from support.applying import Replica
 
 from kvpb import raft_pb2
-from kvpb.raft_pb2 import Command, CommandBatch, KeptAnswer, PeerMessage, SessionRow
+from kvpb.raft_pb2 import (
+    Command,
+    CommandBatch,
+    HardState,
+    KeptAnswer,
+    PeerMessage,
+    SessionRow,
+)
 from kvserver.errors import LogNotUnderstoodError
 from kvserver.storage.schema import DATABASES, IDENTITY
 
@@ -60,7 +67,8 @@ def parsed() -> Iterable[Message]:
             yield SessionRow.FromString(parts["row"][:-4])
         elif name.startswith("identity: identity"):
             yield raft_pb2.Identity.FromString(parts["row"][:-4])
-    yield log.STATE
+        elif name.startswith("batch: "):
+            yield HardState.FromString(log.parse(parts["bytes"]).state)
 
 
 def fields_in(message: Message) -> Iterable[str]:
@@ -98,7 +106,7 @@ def test_every_kind_of_command_answer_and_message_is_in_the_record() -> None:
 
 
 def test_every_database_is_in_the_record() -> None:
-    recorded = {rows.database_of(name) for name in load("rows.txt")}
+    recorded = {row.database_of(name) for name in load("rows.txt")}
     assert recorded == {db.name.decode() for db in DATABASES}
 
 

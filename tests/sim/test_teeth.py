@@ -120,9 +120,9 @@ def answers_dropped_at_once(patch: pytest.MonkeyPatch) -> None:
     """Of each session the newest batch is remembered, as if what is under way were acknowledged."""
     real = Sessions.keep
 
-    def keep(self: Sessions, command: Command, answer: Any) -> None:
+    def keep(self: Sessions, command: Command, answer: Any, **more: Any) -> None:
         self._find(command.session).answers.clear()
-        real(self, command, answer)
+        real(self, command, answer, **more)
 
     patch.setattr(Sessions, "keep", keep)
 

@@ -123,13 +123,13 @@ class WholeNode(SimNode):
         self.loop = VirtualLoop(clock)  # type: ignore[abstract] # nobody asks for the rest
         self.roster = Roster()
         self.machine = RecordedApplier(self.storage, self.roster, self._on_applied)
-        self.space = Space(self.storage, clock, GIB, self.machine.alarms)
+        self.reader = Reader(limits, clock, knock=self.knock)
+        self.space = Space(self.storage, clock, GIB, self.machine.alarms, self.reader.linearizable)
         self.proposer = Proposer(
             limits, clock, knock=self.knock, log_time_ms=lambda: self.machine.log_time_ms,
             feature_level=lambda: self.machine.feature_level,
-            admit=self.space.admit,
+            room=self.space,
         )  # fmt: skip
-        self.reader = Reader(limits, clock, knock=self.knock)
         self.role = RoleMachine(self.me, limits, clock, self._on_role)
         self._herald = Herald(
             self.roster, self.proposer, feature_level=lambda: self.machine.feature_level,
