@@ -8,7 +8,8 @@ Invariants:
 - a lease is kept alive only after a read round that began after its client asked: a deposed active
   renews nothing;
 - what a client is told ends before the promise in the log does;
-- nothing is ended while a client that asked in time waits for its answer.
+- nothing is ended while a client that asked in time waits for its answer;
+- nothing is answered while an entry of an earlier tenure may still end a lease (`_Tenure.loaded`).
 """
 
 import asyncio
@@ -16,7 +17,7 @@ import contextlib
 import heapq
 import math
 import random
-from collections.abc import Awaitable, Callable, Coroutine, Iterable
+from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass, field
 from itertools import islice
 from typing import Final
@@ -95,6 +96,13 @@ class _Tenure:
     gone: set[int] = field(default_factory=set)
     """Ended while the rows are read: what is read may be older."""
     loaded: asyncio.Event = field(default_factory=asyncio.Event)
+    """Until it is set no client is told anything and nothing is ended.
+
+    Invariant: set only after an entry that this tenure proposed was applied, and the rows were read
+    behind it. A node can lose its role and regain it within one term, with the end of a lease in
+    flight that its first tenure decided. Proposals enter the log in the order in which they were
+    made, so that end lies before the entry of the new tenure, or nowhere.
+    """
     over: bool = False
     fate_known: asyncio.Event = field(default_factory=asyncio.Event)
     """Set whenever the fate of leases that were ending is known."""
@@ -193,7 +201,7 @@ class Lessor:
         """This node is the active from now on: every lease has its time anew."""
         self.close()
         tenure = self._tenure = _Tenure(term, self._clock.monotonic())
-        for work in (self._load(tenure), self._look(tenure)):
+        for work in (self._load, self._look):
             self._spawn(tenure, work)
 
     def close(self) -> None:
@@ -212,14 +220,15 @@ class Lessor:
         tenure = self._tenure
         return len(tenure.leases) if tenure is not None and tenure.loaded.is_set() else None
 
-    def _spawn(self, tenure: _Tenure, work: Coroutine[None, None, None]) -> None:
-        task = asyncio.get_running_loop().create_task(self._guarded(work))
+    def _spawn(self, tenure: _Tenure, work: Callable[[_Tenure], Awaitable[None]]) -> None:
+        task = asyncio.get_running_loop().create_task(self._guarded(tenure, work))
         tenure.tasks.add(task)
         task.add_done_callback(tenure.tasks.discard)
 
-    async def _guarded(self, work: Coroutine[None, None, None]) -> None:
+    async def _guarded(self, tenure: _Tenure, work: Callable[[_Tenure], Awaitable[None]]) -> None:
+        """Run `work`, made only here: a tenure may be over before its tasks have begun."""
         try:
-            await work
+            await work(tenure)
         except Exception as error:  # noqa: BLE001 - whatever it is, the node must know
             self._on_failure(error)
 
@@ -369,13 +378,8 @@ class Lessor:
 
     async def _load(self, tenure: _Tenure) -> None:
         """Take over the leases of the predecessor, some at a time."""
-        while True:
-            try:
-                await self._linearizable()  # what was applied before is visible from here on
-            except RequestError:
-                await asyncio.sleep(RETRY_S)
-            else:
-                break
+        await _insist(self._settle_the_past)
+        await _insist(self._linearizable)  # what was applied before is visible from here on
         last: int | None = None
         while True:
             with self._storage.read() as txn:
@@ -391,6 +395,16 @@ class Lessor:
             await asyncio.sleep(0)
         tenure.gone.clear()
         tenure.loaded.set()
+
+    async def _settle_the_past(self) -> None:
+        """Return when nothing that an earlier tenure proposed can be applied any more.
+
+        Raises:
+            RequestError: it may be.
+        """
+        # A cluster that is not capable of this entry never was of one that ends a lease.
+        with contextlib.suppress(NotCapableError):
+            await self._propose_once(Command(pass_time=PassTime()))
 
     # ------------------------------------------------------------------ the end of leases
 
@@ -450,3 +464,14 @@ class Lessor:
         if tenure.leases and held_ms > min(TIME_HELD_MS, reign_ms / 3):
             with contextlib.suppress(RequestError):
                 await self._propose(Command(pass_time=PassTime()))
+
+
+async def _insist(step: Callable[[], Awaitable[None]]) -> None:
+    """Repeat a step of a new tenure until it succeeds; the end of the tenure cancels it."""
+    while True:
+        try:
+            await step()
+        except RequestError:
+            await asyncio.sleep(RETRY_S)
+        else:
+            return
