@@ -37,7 +37,7 @@ from kvserver.pipeline.role import REMOVED, Role, RoleMachine
 from kvserver.pipeline.roster import Roster
 from kvserver.pipeline.scrub import scrub
 from kvserver.pipeline.space import Space
-from kvserver.pipeline.watchdog import StallMeter
+from kvserver.pipeline.watchdog import RaftWatch, StallMeter
 from kvserver.pipeline.watching import WatchHub
 from kvserver.raft.driver import RaftThread
 from kvserver.raft.engine import EngineParts, RaftEngine, RaftStatus
@@ -89,10 +89,7 @@ class Node:
             dead_peer=config.dead_peer_ms / 1000,
         )
         self._main_stall = StallMeter(clock.monotonic())
-        self._raft_stall = StallMeter(clock.monotonic())
-        """By turns: without them this node serves nobody."""
-        self._raft_death = StallMeter(clock.monotonic())
-        """By all that shows life."""
+        self._raft_watch = RaftWatch(clock.monotonic(), self._timings.election_timeout_max)
         self._main_stuck_since: float | None = None
         self._beats = 0
         self._tasks: set[asyncio.Task[None]] = set()
@@ -274,7 +271,7 @@ class Node:
             quota_bytes=self._config.quota,
             defragment=lambda done: self._thread.call(lambda: self._engine.defragment(done)),
             match_index=self._engine.match_index,
-            raft_silent_s=lambda: self._raft_death.stalled_s,
+            raft_silent_s=lambda: self._raft_watch.silent_s,
             watch_progress_s=self._config.watch_progress_interval_ms / 1000,
         )
 
@@ -356,11 +353,11 @@ class Node:
             self._beats += 1
             self._proposer.expire()
             self._reader.expire()
-            now, turns = self._clock.monotonic(), self._thread.turns
-            if self._raft_death.look(now, turns + self._applier.pace.steps) > STUCK_EXIT_S:
+            watch, pace = self._raft_watch, self._applier.pace
+            watch.look(self._clock.monotonic(), turns=self._thread.turns, steps=pace.steps)
+            if watch.silent_s > STUCK_EXIT_S:
                 self._die("raft")
-            stuck = self._raft_stall.look(now, turns) > self._timings.election_timeout_max
-            self._role.obstruct("raft thread stuck" if stuck else None)
+            self._role.obstruct(watch.obstacle)
 
     async def _scrub(self) -> None:
         """Look after the disk."""

@@ -20,6 +20,9 @@ REMOVED: Final = (
 )
 
 
+RECOVERED: Final = "recovered"
+
+
 class Role(Enum):
     """Of a node, as clients see it."""
 
@@ -94,7 +97,7 @@ class RoleMachine:
     def obstruct(self, reason: str | None) -> None:
         """Stop serving for a reason of this node's own (stopping, stuck), or go on with None."""
         self._obstacle = reason
-        self._update(self.term, self.leader, reason or "recovered")
+        self._update(self.term, self.leader, reason or RECOVERED)
 
     def set_removed(self, removed: bool) -> None:
         """The members say whether this node is one of them."""

@@ -9,6 +9,8 @@ from typing import Final
 STEP_S_MAX: Final = 0.1
 """Longest time between two looks that counts: the rest is a pause of the watcher."""
 
+STUCK: Final = "raft thread stuck"
+
 
 class StallMeter:
     """How long something has made no progress, in the watcher's own running time."""
@@ -28,3 +30,37 @@ class StallMeter:
         else:
             self.stalled_s += step
         return self.stalled_s
+
+
+class RaftWatch:
+    """What the main thread concludes from the progress of the raft thread.
+
+    Without turns this node can answer nobody, so it steps aside; it is back with the next turn. An
+    entry that takes long to apply is no turn, but a sign of life.
+    """
+
+    def __init__(self, now: float, stuck_after_s: float) -> None:
+        """Begin to watch.
+
+        Args:
+            now: of the node's clock.
+            stuck_after_s: seconds without a turn after which this node serves nobody.
+        """
+        self._stuck_after_s = stuck_after_s
+        self._turns = StallMeter(now)
+        self._life = StallMeter(now)
+
+    def look(self, now: float, *, turns: int, steps: int) -> None:
+        """Note how many turns the thread has taken, and steps within turns, since it began."""
+        self._turns.look(now, turns)
+        self._life.look(now, turns + steps)
+
+    @property
+    def obstacle(self) -> str | None:
+        """Why this node must not serve now, None if the raft thread is no reason."""
+        return STUCK if self._turns.stalled_s > self._stuck_after_s else None
+
+    @property
+    def silent_s(self) -> float:
+        """Seconds for which the raft thread has shown no sign of life."""
+        return self._life.stalled_s

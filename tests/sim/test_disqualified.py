@@ -1,7 +1,8 @@
 """Disqualified members under random faults: all promises hold, in the end another one leads."""
 
 import pytest
-from support.chaos import Chaos, Kind
+from support.chaos import Chaos
+from support.kinds import Kind
 from support.simulation import Log
 
 

@@ -3,11 +3,11 @@
 import random
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Final
 
 from support.calls import RETRY_FOR_S, BrokenHistoryError
 from support.clients import Clients
+from support.kinds import RAFT, Kind
 from support.lease_clients import END_WITHIN_S, LEASE_KEYS, Keepers
 from support.promises import History, Promises, ViolationError
 from support.session_clients import Counters
@@ -29,6 +29,9 @@ from kvserver.storage.schema import DATABASES, KV, LEASE, LEASE_KEY, META
 HALF_OPEN_S = 1.5
 """Longest time until a dead connection is noticed."""
 
+STUCK_S = (0.3, 1.5)
+"""How long a raft thread stands still beside its main thread."""
+
 CATCH_UP_S = 5.0
 CALM_S = 1.0
 """How long messages are counted when nothing fails any more."""
@@ -37,29 +40,9 @@ CALM_LOAD_MAX = 1.25
 """Of what each heartbeat, entry and read needs; as a rule it is between 0.98 and 1.05."""
 
 FAULTS: Final = (
-    "crash", "crash", "power", "torn", "told_nobody", "all", "outage", "pause", "isolate", "block",
-    "hold", "hold_back", "reset", "slow", "slow_disk", "hand_over", "heal", "heal", "heal",
+    "crash", "crash", "power", "torn", "told_nobody", "all", "outage", "pause", "stuck", "isolate",
+    "block", "hold", "hold_back", "reset", "slow", "slow_disk", "hand_over", "heal", "heal", "heal",
 )  # fmt: skip
-
-
-@dataclass(frozen=True)
-class Kind:
-    """Of a run."""
-
-    size: int = 3
-    members: bool = False
-    """They are added, promoted, removed, and lose their disks."""
-    whole: bool = False
-    """Nodes have their KV service, and clients call it."""
-    leases: bool = False
-    """Some of the clients hold leases."""
-    sessions: bool = False
-    """Some of the clients number their writes, and send them until they are answered."""
-
-    def __str__(self) -> str:
-        words = ["whole" if self.whole else "raft", str(self.size)]
-        more = [each for each in ("members", "leases", "sessions") if getattr(self, each)]
-        return "-".join(words + more)
 
 
 COUNTED: Final = (
@@ -70,8 +53,6 @@ COUNTED: Final = (
 
 NODE_LOCAL: Final = {b"compaction_done"}
 """Rows about this node's own progress."""
-
-RAFT: Final = Kind()
 
 
 class Chaos:
@@ -133,6 +114,7 @@ class Chaos:
             self._judge(self.clients)
         self.history.seconds = clock.now - started
         self.history.sent = dict(self.cluster.sent)
+        self.history.role_changes = dict(self.cluster.role_changes)
         self._check_traffic()
         return self.history
 
@@ -200,6 +182,9 @@ class Chaos:
                     self._crash(member, silent=fault == "outage")
             case "pause":
                 cluster.pause(victim, rng.uniform(0.05, 3.0))
+            case "stuck":
+                self.history.stuck += 1
+                cluster.stick(victim, rng.uniform(*STUCK_S))
             case "isolate":
                 cluster.isolate(victim)
             case "slow":

@@ -8,7 +8,7 @@ an old connection that arrive on a new one, or twice (TCP).
 
 import hashlib
 import random
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Iterator, Mapping
 from typing import Protocol
 
@@ -164,6 +164,8 @@ class SimNode:
         self._ended: tuple[RaftStatus, list[object], list[object]] | None = None
         self.busy_until = 0.0
         """A turn waits for the disk."""
+        self.turns = 0
+        """That have ended, their syncs too."""
         machine, proposals = self.furnish()
         self.engine = RaftEngine(
             EngineParts(
@@ -258,6 +260,7 @@ class SimNode:
         if self._ended is not None:
             ended, self._ended = self._ended, None
             self.end_turn(*ended)
+        self.turns += 1
 
 
 class Outside(Protocol):
@@ -303,6 +306,10 @@ class Cluster(Network):
         """Its sync has ended."""
         self.on_leases: Callable[[list[LeaseChange]], None] = lambda changes: None
         """A node applied changes of leases."""
+        self.role_changes: Counter[str] = Counter()
+        """Of whole nodes, by reason."""
+        self._stuck: set[MemberId] = set()
+        """Of those that are paused, whose main thread goes on."""
         self._node_type = node_type
         for name in names:
             self.start(name)
@@ -332,6 +339,12 @@ class Cluster(Network):
     def pause(self, member: MemberId, seconds: float) -> None:
         """The process stands still; what arrives meanwhile comes in a burst afterwards."""
         self.paused[member] = self.clock.now + seconds
+        self._stuck.discard(member)
+
+    def stick(self, member: MemberId, seconds: float) -> None:
+        """The same of its raft thread alone: its main thread goes on."""
+        self.pause(member, seconds)
+        self._stuck.add(member)
 
     def crash(self, member: MemberId, *, silent: bool = False, back: bool = False) -> None:
         """What is not committed is gone.
@@ -381,8 +394,12 @@ class Cluster(Network):
             if loop.due() <= now:
                 loop.run()
         for member in sorted(self.nodes):
-            if member not in self.paused and member in self.nodes:
+            if member not in self.nodes:
+                continue
+            if member not in self.paused:
                 self._run_node(self.nodes[member])
+            elif member in self._stuck:
+                self.nodes[member].run_loop()
 
     def _run_node(self, node: SimNode) -> None:
         now = self.clock.now
@@ -416,12 +433,10 @@ class Cluster(Network):
                 soonest = at
         paused = self.paused
         for member, node in self.nodes.items():
-            if paused and member in paused:
-                at = paused[member]
-            else:
-                at = node.busy_until or node.due
-                if (loop_at := node.loop_due()) < at:
-                    at = loop_at
+            stands = bool(paused) and member in paused
+            at = paused[member] if stands else node.busy_until or node.due
+            if (not stands or member in self._stuck) and (loop_at := node.loop_due()) < at:
+                at = loop_at
             if at < soonest:
                 soonest = at
         return soonest
