@@ -17,7 +17,8 @@ import contextlib
 import heapq
 import math
 import random
-from collections.abc import Awaitable, Callable, Iterable
+from collections import Counter
+from collections.abc import Awaitable, Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass, field
 from itertools import islice
 from typing import Final
@@ -75,8 +76,6 @@ class _Lease:
     """Log time that the row promises."""
     due: float = 0.0
     """When it is looked at next. Invariant: it stands in the heap once, at this time."""
-    waiting: int = 0
-    """Keepalives that came in time and wait for their answer."""
     ending: bool = False
     """Its end is proposed."""
 
@@ -194,6 +193,9 @@ class Lessor:
         self._stamped_ms = stamped_ms
         self._on_failure = on_failure
         self._tenure: _Tenure | None = None
+        self._awaited: Counter[int] = Counter()
+        """Clients of each lease that wait for an answer which keeps it alive; of any tenure, since
+        they may have asked before this one began."""
 
     # ------------------------------------------------------------------ role
 
@@ -283,10 +285,23 @@ class Lessor:
         number = request.ID or self._rng.randrange(1, 1 << 63)
         return LeaseGrantRequest(ID=number, TTL=max(request.TTL, self._ttl_s_min()))
 
+    @contextlib.contextmanager
+    def awaited(self, numbers: Collection[int]) -> Iterator[None]:
+        """Within it no end of these is proposed: their clients asked in time, and wait."""
+        self._awaited.update(numbers)
+        try:
+            yield
+        finally:
+            self._awaited.subtract(numbers)
+            for number in numbers:
+                if not self._awaited[number]:
+                    del self._awaited[number]
+
     def used(self, session: int) -> None:
         """The log has answered a write in a session: it lives on, as if it had been kept alive.
 
-        That the write was committed says as much as a read round.
+        That the write was committed says as much as a read round. It must have been `awaited`: else
+        the end of its session may lie behind it in the log.
         """
         lease = self._tenure.leases.get(session) if self._tenure is not None else None
         if lease and not lease.ending and not lease.falls_short(self._log_time_ms()):
@@ -301,19 +316,13 @@ class Lessor:
         Raises:
             NotActiveError: this node does not lead (any more); nothing was renewed.
         """
-        tenure = await self._loaded()
         wanted = list(numbers)
-        found = [lease for each in wanted if (lease := tenure.leases.get(each)) is not None]
-        for lease in found:
-            lease.waiting += 1
-        try:
+        with self.awaited(wanted):
+            tenure = await self._loaded()
             await self._linearizable()
             tenure.check()
             await self._settle(tenure, wanted)
             return [self._prolong(tenure, number) for number in wanted]
-        finally:
-            for lease in found:
-                lease.waiting -= 1
 
     async def _settle(self, tenure: _Tenure, numbers: list[int]) -> None:
         """Return when the log promises what clients are about to be told, and none is ending."""
@@ -430,7 +439,7 @@ class Lessor:
             lease = tenure.leases[number]
             if lease.deadline > now:
                 tenure.schedule(number, lease, lease.deadline)
-            elif lease.waiting:
+            elif self._awaited[number]:
                 tenure.schedule(number, lease, now + LOOK_S)
             else:
                 due.append(number)
