@@ -35,14 +35,14 @@ from kvserver.pipeline.role import REMOVED, Role, RoleMachine
 from kvserver.pipeline.roster import Roster
 from kvserver.pipeline.space import Space
 from kvserver.pipeline.verifier import Verified, Verifier, damage_behind
-from kvserver.pipeline.watchdog import StallMeter
+from kvserver.pipeline.watchdog import MainStep, MainWatch, RaftWatch
 from kvserver.pipeline.watching import WatchHub
 from kvserver.raft.driver import RaftThread
 from kvserver.raft.engine import RaftEngine
 from kvserver.raft.entry import MemberId
 from kvserver.raft.identity import forget_birth
 from kvserver.raft.journal import LogBounds
-from kvserver.raft.ports import Timings
+from kvserver.raft.ports import timings_of
 from kvserver.raft.seam import check_library
 from kvserver.raft.status import EngineParts, RaftStatus
 from kvserver.raft.transport import Links, PeerTransport
@@ -74,19 +74,12 @@ class Node:
         self._limits = Limits(request_timeout_s=config.request_timeout_ms / 1000)
         self._stop = asyncio.Event()
         self._failure: BaseException | None = None
-        self._timings = Timings(
-            heartbeat=config.heartbeat_ms / 1000,
-            election_timeout_min=config.election_timeout_ms_min / 1000,
-            election_timeout_max=config.election_timeout_ms_max / 1000,
-            check_quorum=config.check_quorum_ms / 1000,
-            dead_peer=config.dead_peer_ms / 1000,
-        )
-        self._main_stall = StallMeter(clock.monotonic())
-        self._raft_stall = StallMeter(clock.monotonic())
-        """By turns: without them this node serves nobody."""
-        self._raft_death = StallMeter(clock.monotonic())
-        """By all that shows life."""
-        self._main_stuck_since: float | None = None
+        self._timings = timings_of(config)
+        self._main_watch = MainWatch(
+            clock.monotonic(), hand_over_after_s=self._timings.check_quorum,
+            withhold_after_s=self._timings.election_timeout_max,
+        )  # fmt: skip
+        self._raft_watch = RaftWatch(clock.monotonic(), self._timings.election_timeout_max)
         self._beats = 0
         self._tasks: set[asyncio.Task[None]] = set()
         self._copies: LmdbCopies | None = None
@@ -198,12 +191,9 @@ class Node:
             )
         )
         self._thread = RaftThread(
-            self._engine,
-            transport,
-            clock,
-            before_turn=self._before_turn,
-            on_failure=self._fail_soon(asyncio.get_running_loop()),
-        )
+            self._engine, transport, clock, before_turn=self._before_turn,
+            on_failure=self._fail_soon(self._loop),
+        )  # fmt: skip
         self._api = ApiServer(self._build_door(opened), self._event)
 
     def _build_pipeline(self, storage: Storage) -> None:
@@ -211,14 +201,14 @@ class Node:
         clock = self._clock
         self._roster = Roster()
         self._applier = applier = Applier(storage, self._roster, on_applied=self._on_applied)
-        self._reader = Reader(self._limits, clock, knock=self._knock)
+        self._reader = Reader(self._limits, clock, knock=lambda: self._thread.call(lambda: None))
         self._space = Space(
             storage, clock, self._config.quota, applier.alarms, self._reader.linearizable
         )
         self._proposer = Proposer(
             self._limits,
             clock,
-            knock=self._knock,
+            knock=lambda: self._thread.call(lambda: None),
             log_time_ms=lambda: applier.log_time_ms,
             feature_level=lambda: applier.feature_level,
             room=self._space,
@@ -289,7 +279,7 @@ class Node:
             quota_bytes=self._config.quota,
             defragment=lambda done: self._thread.call(lambda: self._engine.defragment(done)),
             match_index=self._engine.match_index,
-            raft_silent_s=lambda: self._raft_death.stalled_s,
+            raft_silent_s=lambda: self._raft_watch.silent_s,
             watch_progress_s=self._config.watch_progress_interval_ms / 1000,
         )
 
@@ -344,27 +334,20 @@ class Node:
         if not self._loop.is_closed():
             self._loop.call_soon_threadsafe(self._comparison.heard, member, message)
 
-    def _knock(self) -> None:
-        self._thread.call(lambda: None)
-
-    # ------------------------------------------------------------------ raft thread
-
     def _before_turn(self) -> None:
-        """Take over the reads, and look whether the main thread still serves."""
+        """In the raft thread: take over the reads, look whether the main thread still serves."""
         reads = self._reader.take()
         if reads:
             self._engine.post_reads(reads)
-        now = self._clock.monotonic()
-        stalled = self._main_stall.look(now, self._beats)
-        if stalled <= self._timings.check_quorum:
-            self._main_stuck_since = None
-        elif self._main_stuck_since is None:
-            self._main_stuck_since = now
-            self._event("node.stuck", thread="main", step="hand over")
-            self._engine.hand_over()
-        elif now - self._main_stuck_since > self._timings.election_timeout_max:
-            self._engine.withhold_heartbeats()
-        if stalled > STUCK_EXIT_S:
+        match self._main_watch.look(self._clock.monotonic(), self._beats):
+            case MainStep.HAND_OVER:
+                self._event("node.stuck", thread="main", step="hand over")
+                self._engine.hand_over()
+            case MainStep.WITHHOLD:
+                self._engine.withhold_heartbeats()
+            case MainStep.NONE:
+                pass
+        if self._main_watch.silent_s > STUCK_EXIT_S:
             self._die("main")
 
     # ------------------------------------------------------------------ main thread
@@ -381,11 +364,11 @@ class Node:
             await asyncio.sleep(BEAT_S)
             self._proposer.expire()
             self._reader.expire()
-            now, turns = self._clock.monotonic(), self._thread.turns
-            if self._raft_death.look(now, turns + self._applier.pace.steps) > STUCK_EXIT_S:
+            watch, pace = self._raft_watch, self._applier.pace
+            watch.look(self._clock.monotonic(), turns=self._thread.turns, steps=pace.steps)
+            if watch.silent_s > STUCK_EXIT_S:
                 self._die("raft")
-            stuck = self._raft_stall.look(now, turns) > self._timings.election_timeout_max
-            self._role.obstruct("raft thread stuck" if stuck else None)
+            self._role.obstruct(watch.obstacle)
 
     def _on_sound(self, generation: int, found: Verified) -> None:
         """The whole of the state was read, and nothing is wrong with it."""

@@ -21,6 +21,9 @@ REMOVED: Final = (
 )
 
 
+RECOVERED: Final = "recovered"
+
+
 class Role(Enum):
     """Of a node, as clients see it."""
 
@@ -96,7 +99,7 @@ class RoleMachine:
     def obstruct(self, reason: str | None) -> None:
         """Stop serving for a reason of this node's own (stuck), or go on with None."""
         self._obstacle = reason
-        self._update(self.term, self.leader, reason or "recovered")
+        self._update(self.term, self.leader, reason or RECOVERED)
 
     def retire(self, reason: str) -> None:
         """Stop serving for good: stopping, damaged."""

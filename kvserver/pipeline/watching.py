@@ -107,9 +107,15 @@ class WatcherIndex:
 
     def count(self) -> int:
         """How many there are; counted when asked."""
+        return sum(map(len, self._sets()))
+
+    def all(self) -> Iterator[Watcher]:
+        """Each of them once."""
+        return chain.from_iterable(self._sets())
+
+    def _sets(self) -> Iterator[set[Watcher]]:
         prefixes = (each.values() for each in self._prefixes.values())
-        sets = chain(self._keys.values(), self._ranges.values(), *prefixes)
-        return sum(len(watchers) for watchers in sets)
+        return chain(self._keys.values(), self._ranges.values(), *prefixes)
 
     def _place(self, interval: Interval) -> tuple[dict[object, set[Watcher]], object]:
         lo, hi = interval
@@ -192,7 +198,13 @@ class WatchHub:
         return len(self._behind)
 
     def close(self) -> None:
-        """Nobody is served here any more."""
+        """Nobody is served here any more.
+
+        A node that still leads goes on publishing: watchers whose streams have not ended yet must
+        not be told that they have what comes now.
+        """
+        for watcher in self._index.all():
+            watcher.live = False
         self._index = WatcherIndex()
         self._behind.clear()
         self._recent.clear()

@@ -461,7 +461,9 @@ class LmdbStorage:
         """Bytes of the file, and of it in use by rows."""
         reading = self.read()
         with reading as txn:  # a file that was replaced meanwhile is there until its readers end
-            used = sum(txn.size_of(database) for database in DATABASES if txn.holds(database))
+            used = sum(
+                txn.size_of(each) for each in DATABASES if each.replicated and txn.holds(each)
+            )
             size = reading.environment.size
         if used > size:
             raise damaged(f"{self.folder}: its databases count {used} bytes in a file of {size}")

@@ -17,8 +17,12 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
-from support.chaos import COUNTED, Chaos, Kind
+from support.chaos import COUNTED, Chaos
+from support.kinds import Kind
 from support.promises import History
+
+from kvserver.pipeline.role import RECOVERED
+from kvserver.pipeline.watchdog import STUCK
 
 KINDS = {
     str(kind): kind
@@ -55,6 +59,9 @@ def figures(history: History) -> Counter[str]:
             "reads": history.reads,
             "elections": len(history.leader_of),
             "crashes": history.crashes,
+            "stuck raft threads": history.stuck,
+            "actives that stepped aside": history.role_changes.get(STUCK, 0),
+            "of them active again in their term": history.role_changes.get(RECOVERED, 0),
             "adopted snapshots": history.adopted,
             "membership changes": history.changes,
             "disks lost": history.wiped,

@@ -9,9 +9,11 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from support.chaos import Chaos, Kind
+from support.chaos import Chaos
+from support.kinds import Kind
 from support.promises import ViolationError
 from support.simulation import Cluster
+from support.stuck_active import seconds_a_lease_ends_early
 
 from kvpb import raft_pb2
 from kvpb.raft_pb2 import Command, PeerMessage
@@ -136,7 +138,7 @@ SAFETY: tuple[tuple[Off, Kind, int], ...] = (
     (committing_the_unverified, Kind(3), 0),
     (votes_forgotten, Kind(3), 0),
     (foreign_identity, Kind(3), 0),
-    (keepalives_without_a_round, LEASES, 4),
+    (keepalives_without_a_round, LEASES, 28),
     (promises_never_renewed, LEASES, 2),
     (numbers_without_meaning, SESSIONS, 0),
     (answers_dropped_at_once, SESSIONS, 0),
@@ -292,6 +294,15 @@ def entries_sent_after_failed_probes() -> float:
     return (cluster.sent["entries"] - before) / active.status.last_index
 
 
+def tenures_without_an_entry(patch: pytest.MonkeyPatch) -> None:
+    """They know nothing of what an earlier one of their term has proposed."""
+
+    async def at_once(self: Lessor) -> None:
+        return
+
+    patch.setattr(Lessor, "_settle_the_past", at_once)
+
+
 BOUNDS: tuple[tuple[Off, Callable[[], float], float], ...] = (
     (local_reads, stale_reads, 0),
     (entries_at_the_heartbeat, seconds_to_commit, 0.01),
@@ -299,6 +310,7 @@ BOUNDS: tuple[tuple[Off, Callable[[], float], float], ...] = (
     (silence_only, seconds_to_succeed, 0.1),
     (no_window, megabytes_on_the_way, 10),
     (resets_at_will, entries_sent_after_failed_probes, 1.2),
+    (tenures_without_an_entry, seconds_a_lease_ends_early, 0.0),
 )
 """Guard, what is measured, what it is at most with the guard."""
 

@@ -323,7 +323,7 @@ class MemoryStorage:
             yield MemoryTxn(MemoryStorage.decoded(self.encoded())._tables)
 
     def size(self) -> tuple[int, int]:
-        used = sum(MemoryTxn(self._tables).size_of(db) for db in DATABASES)
+        used = sum(MemoryTxn(self._tables).size_of(db) for db in DATABASES if db.replicated)
         return used, used
 
     def encoded(self) -> bytes:

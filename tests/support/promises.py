@@ -46,6 +46,10 @@ class History:
     lost_sessions: int = 0
     reads: int = 0
     crashes: int = 0
+    stuck: int = 0
+    """Raft threads that stood still beside their main thread."""
+    role_changes: dict[str, int] = field(default_factory=dict)
+    """Of whole nodes, by reason."""
     adopted: int = 0
     trimmed: int = 0
     changes: int = 0

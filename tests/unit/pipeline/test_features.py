@@ -32,6 +32,11 @@ def test_nobody_decides_before_all_have_told() -> None:
     assert level_to_use([], told(one=3)) is None
 
 
+def test_where_no_time_can_be_passed_no_lease_can_have_been_ended() -> None:
+    """Load-bearing for `Lessor`: it goes on without an entry of its own where it gets none."""
+    assert features.COMMAND_LEVELS["pass_time"] <= features.COMMAND_LEVELS["expire_leases"]
+
+
 def test_a_command_waits_for_its_level(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(features, "COMMAND_LEVELS", {"put": 0, "lease_grant": 2})
     put, grant = Command(put=PutRequest()), Command(lease_grant=LeaseGrantRequest())
