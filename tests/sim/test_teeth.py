@@ -1,8 +1,8 @@
 """What each guard is worth: switched off alone, something breaks. DESIGN.md of raft lists them.
 
 Safety shows as a broken promise under random faults, at the named seed or one soon after; traffic,
-time and stale reads show as a bound that holds with the guard and not without it. Guards that
-random faults hardly ever need are shown by scripts in tests/unit/raft/test_guards.py.
+time, and what takes a coincidence show as a bound that holds with the guard and not without it.
+Guards that random faults hardly ever need are shown by scripts in tests/unit/raft.
 """
 
 from collections.abc import Callable
@@ -12,7 +12,7 @@ import pytest
 from support.chaos import Chaos
 from support.kinds import Kind
 from support.promises import ViolationError
-from support.simulation import Cluster
+from support.simulation import Cluster, give
 from support.stuck_active import seconds_a_lease_ends_early
 
 from kvpb import raft_pb2
@@ -24,12 +24,14 @@ from kvserver.pipeline.lessor import Lessor, _Lease
 from kvserver.raft.consensus import GuardedRaft
 from kvserver.raft.engine import RaftEngine
 from kvserver.raft.flow import SendWindow
+from kvserver.raft.identity import store_identity
 from kvserver.raft.journal import DurableJournal, begin_log
 from kvserver.raft.membership import added
 from kvserver.raft.reads import ReadRounds
 from kvserver.raft.seam import Node
 from kvserver.raft.status import Received
 from kvserver.raft.voting import Voter
+from kvserver.storage.contract import Storage
 from kvserver.storage.schema import META
 
 Off = Callable[[pytest.MonkeyPatch], None]
@@ -59,10 +61,24 @@ def committing_the_unverified(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(GuardedRaft, "to_library", to_library)
 
 
+def terms_forgotten(patch: pytest.MonkeyPatch) -> None:
+    """Who starts knows of its term what its entries tell."""
+    real = DurableJournal.__init__
+
+    def begin(self: DurableJournal, storage: Storage, applied_index: int) -> None:
+        real(self, storage, applied_index)
+        self.term, self.voted_for = self.last_term, None
+
+    patch.setattr(DurableJournal, "__init__", begin)
+
+
 def votes_forgotten(patch: pytest.MonkeyPatch) -> None:
-    """Term and vote do not go to the disk."""
-    born = raft_pb2.HardState(commit_index=1)
-    patch.setattr(DurableJournal, "hard_state", lambda self: born)
+    """The term goes to the disk, the vote cast in it does not."""
+
+    def hard_state(self: DurableJournal) -> raft_pb2.HardState:
+        return raft_pb2.HardState(term=self.term, commit_index=self.commit_index)
+
+    patch.setattr(DurableJournal, "hard_state", hard_state)
 
 
 def local_reads(patch: pytest.MonkeyPatch) -> None:
@@ -76,22 +92,45 @@ def local_reads(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(GuardedRaft, "read", read)
 
 
-def foreign_identity(patch: pytest.MonkeyPatch) -> None:
-    """A copy of the state brings its sender's commit index along, and no look at one's own."""
+def adopting(patch: pytest.MonkeyPatch, *, identity: bool = True, term: bool = True) -> None:
+    """How a copy of the state is taken over.
+
+    Args:
+        patch: puts it in place.
+        identity: stay who one is.
+        term: keep the own term and vote; else the log goes on with that of the copy.
+    """
 
     def adopt(self: RaftEngine) -> None:
         taken = self._receiver.take()
         if taken is None:
             return
         fresh, base = taken
+        known = base.index <= self._raft.commit_index or self._journal.holds(base)
+        if known or base.term > self._raft.term:
+            self._parts.copies.reject(fresh)
+            return
+        self._defragmenter.give_up("a copy of a later state arrived")
         self._commit()
-        begin_log(fresh, raft_pb2.HardState(term=base.term, commit_index=base.index), base)
+        state = self._journal.hard_state() if term else raft_pb2.HardState(term=base.term)
+        state.commit_index = base.index
+        begin_log(fresh, state, base)
+        if identity:
+            store_identity(fresh, self._identity)
         fresh.commit(durable=True)
         self._parts.copies.adopt(fresh)
         self._parts.machine.reload()
         self._load()
 
     patch.setattr(RaftEngine, "_adopt_copy", adopt)
+
+
+def foreign_identity(patch: pytest.MonkeyPatch) -> None:
+    adopting(patch, identity=False)
+
+
+def foreign_term(patch: pytest.MonkeyPatch) -> None:
+    adopting(patch, term=False)
 
 
 def keepalives_without_a_round(patch: pytest.MonkeyPatch) -> None:
@@ -136,8 +175,9 @@ SESSIONS = Kind(3, whole=True, sessions=True)
 SAFETY: tuple[tuple[Off, Kind, int], ...] = (
     (promises_before_the_sync, Kind(3), 0),
     (committing_the_unverified, Kind(3), 0),
-    (votes_forgotten, Kind(3), 0),
+    (terms_forgotten, Kind(3), 0),
     (foreign_identity, Kind(3), 0),
+    (foreign_term, Kind(3), 0),
     (keepalives_without_a_round, LEASES, 28),
     (promises_never_renewed, LEASES, 2),
     (numbers_without_meaning, SESSIONS, 0),
@@ -169,7 +209,7 @@ def test_a_promise_breaks_without(
     assert any(breaks(kind, each) for each in range(seed, seed + SEEDS_TRIED))
 
 
-# ---------------------------------------------------------------------------- time and traffic
+# ---------------------------------------------------------------------------- bounds
 
 
 def entries_at_the_heartbeat(patch: pytest.MonkeyPatch) -> None:
@@ -186,6 +226,35 @@ def seconds_to_commit() -> float:
     active.due = 0.0
     assert cluster.run(1, until=lambda: active.status.applied_index == index)
     return cluster.clock.now - started
+
+
+def leaders_of_a_term() -> float:
+    """Of two who stand at once, when the one who voted starts again between their requests."""
+    cluster = Cluster(3)
+    nodes = cluster.nodes
+    assert cluster.run(0.2, until=lambda: all(n.status.established for n in nodes.values()))
+    one, other, voter = (cluster.node(name) for name in ("n1", "n2", "n3"))
+    for link in cluster.links.values():
+        link.auto = False
+    for candidate in (one, other):
+        candidate.engine._raft._pre_vote_won = True
+        candidate.engine._raft.election_deadline = 0.0
+        candidate.turn()
+    for source, target in ((one, voter), (voter, one)):
+        cluster.move(source.me, target.me)
+        target.turn()
+    assert one.status.leading
+    cluster.crash(voter.me)
+    voter = cluster.start("n3")
+    cluster.connect_all()
+    for source, target in ((other, voter), (voter, other)):
+        cluster.move(source.me, target.me)
+        target.turn()
+    ask = raft_pb2.RequestVote(term=1, last_log_index=1, last_log_term=0)
+    give(voter, other.me, request_vote=ask)
+    cluster.move(voter.me, other.me)
+    other.turn()
+    return sum(node.status.leading and node.status.term == 1 for node in (one, other))
 
 
 def stale_reads() -> float:
@@ -304,6 +373,7 @@ def tenures_without_an_entry(patch: pytest.MonkeyPatch) -> None:
 
 
 BOUNDS: tuple[tuple[Off, Callable[[], float], float], ...] = (
+    (votes_forgotten, leaders_of_a_term, 1),
     (local_reads, stale_reads, 0),
     (entries_at_the_heartbeat, seconds_to_commit, 0.01),
     (elections_without_asking, terms_of_a_guest, 0),

@@ -2,6 +2,7 @@
 
 import pysyncobj.pickle as library_pickle
 import pytest
+from support.by_hand import lead, outgoing
 from support.memory_storage import MemoryStorage
 from support.simulation import Cluster, SimNode, give
 
@@ -9,18 +10,11 @@ from kvpb import raft_pb2
 from kvpb.raft_pb2 import AppendEntries, AppendReply, PeerMessage, RequestVote
 from kvserver.errors import DiskError
 from kvserver.raft.engine import EFFECTS_HELD_S
-from kvserver.raft.entry import NO_OP, REGULAR, MemberId
+from kvserver.raft.entry import NO_OP, REGULAR
 from kvserver.raft.journal import SafetyError
 from kvserver.raft.status import Received
 
 PROMISES = {"append_reply", "request_vote", "vote_reply"}
-
-
-def outgoing(cluster: Cluster, source: MemberId, target: MemberId, kind: str) -> list[PeerMessage]:
-    """Messages of a kind on their way."""
-    queue = cluster.link(source, target).queue
-    decoded = [PeerMessage.FromString(encoded) for _, encoded in queue]
-    return [message for message in decoded if message.WhichOneof("message") == kind]
 
 
 def append(term: int, prev: tuple[int, int], *entries: tuple[int, int, bytes], commit: int = 1,
@@ -196,16 +190,6 @@ def test_commit_covers_only_what_the_append_verified(born: Cluster) -> None:
 # ---------------------------------------------------------------------------- acknowledgements
 
 
-def lead(cluster: Cluster) -> SimNode:
-    """An active whose followers' answers no longer arrive by themselves."""
-    active = cluster.elect()
-    cluster.run(0.1)
-    for link in cluster.links.values():
-        link.auto = False
-        link.queue.clear()
-    return active
-
-
 def test_an_ack_of_another_term_does_not_count() -> None:
     cluster = Cluster(5)
     active = lead(cluster)
@@ -249,36 +233,6 @@ def test_an_append_of_a_lower_term_is_answered(born: Cluster) -> None:
     assert not active.status.leading
 
 
-def test_next_index_moves_back_once_per_failed_probe(born: Cluster) -> None:
-    active = lead(born)
-    peer = born.peers_of(active.me)[0]
-    raft = active.engine._raft
-    node = raft._nodes[peer]
-    for number in range(5):
-        active.proposals.in_flight = None
-        active.proposals.waiting.append(b"%d" % number)
-        active.turn()
-    last, term, epoch = active.status.last_index, active.status.term, raft._epochs[peer]
-
-    def next_index() -> int:
-        return int(raft.next_indexes[node])
-
-    assert next_index() == last + 1
-    late = AppendReply(term=term, next_index=3, success=True, epoch=epoch)
-    give(active, peer, append_reply=late)
-    assert next_index() == last + 1, "an acknowledgement never moves it back"
-    reset = AppendReply(term=term, next_index=2, reset=True, epoch=epoch)
-    born.link(active.me, peer).queue.clear()
-    give(active, peer, append_reply=reset)
-    resent = outgoing(born, active.me, peer, "append_entries")
-    assert [m.append_entries.prev_log_index for m in resent if m.append_entries.entries] == [1]
-    born.link(active.me, peer).queue.clear()
-    give(active, peer, append_reply=reset)
-    assert not [
-        m for m in outgoing(born, active.me, peer, "append_entries") if m.append_entries.entries
-    ], "the second answer to the same probe sends nothing again"
-
-
 def test_a_reset_names_the_entry_after_the_commit_index(born: Cluster) -> None:
     node, leader = born.node("n1"), born.id_of("n2")
     born.link(node.me, leader).auto = False
@@ -288,27 +242,37 @@ def test_a_reset_names_the_entry_after_the_commit_index(born: Cluster) -> None:
     assert (reply.reset, reply.next_index) == (True, 3)
 
 
-def test_after_a_reconnect_what_was_on_its_way_is_sent_again(born: Cluster) -> None:
-    active = lead(born)
-    peer = born.peers_of(active.me)[0]
-    active.proposals.waiting.append(b"lost on the way")
-    active.turn()
-    born.disconnect(active.me, peer)
+# ---------------------------------------------------------------------------- proposals
+
+
+def test_a_standby_proposes_nothing(born: Cluster) -> None:
+    """Nor does it forward anything: whoever waits must hear that nothing happened."""
+    active = born.elect()
+    born.run(0.5)
+    standby = next(born.standbys())
+    before, sent = standby.status.last_index, born.sent.keys()
+    standby.proposals.waiting.append(b"asked of the wrong one")
+    standby.due = 0.0
+    born.run(0.2)
+    assert list(standby.proposals.waiting) == [b"asked of the wrong one"]
+    assert standby.status.last_index == active.status.last_index == before
+    assert born.sent.keys() == sent
+
+
+def test_a_leader_proposes_nothing_before_the_no_op_of_its_term_is_applied(born: Cluster) -> None:
+    """Until then it does not know its own state, which decides what is proposed."""
     for link in born.links.values():
-        link.auto = True
-    assert born.run(1, until=lambda: born.nodes[peer].status.last_index == active.status.last_index)
-
-
-def test_a_slow_peer_is_sent_no_more_than_the_window(born: Cluster) -> None:
-    active = lead(born)
-    peer = born.peers_of(active.me)[0]
-    payload = b"x" * 1_000_000
-    for _ in range(40):
-        active.proposals.in_flight = None
-        active.proposals.waiting.append(payload)
-        active.turn()
-    waiting = sum(len(encoded) for _, encoded in born.link(active.me, peer).queue)
-    assert 8 * len(payload) <= waiting <= 10 * len(payload)
+        link.auto = False
+    node = born.node("n1")
+    node.engine._raft._pre_vote_won = True
+    node.engine._raft.election_deadline = 0.0
+    node.turn()
+    give(node, born.peers_of(node.me)[0], vote_reply=raft_pb2.VoteReply(term=1))
+    assert node.status.leading
+    node.proposals.waiting.append(b"early")
+    node.turn()
+    assert list(node.proposals.waiting) == [b"early"]
+    assert node.status.last_index == 2, "the no-op"
 
 
 # ---------------------------------------------------------------------------- reads
@@ -325,6 +289,21 @@ def test_a_read_waits_for_a_quorum_of_echoes(born: Cluster) -> None:
     born.move(peer, active.me)
     active.turn()
     assert active.reads_done == ["r"]
+
+
+def test_an_echo_answers_no_read_that_came_after_its_round_began(born: Cluster) -> None:
+    """Between the two another leader may have been elected, and have acknowledged writes."""
+    active = lead(born)
+    peer = born.peers_of(active.me)[0]
+    active.engine.post_reads(["before"])
+    active.turn()
+    born.move(active.me, peer)
+    born.nodes[peer].turn()
+    active.engine.post_reads(["after"])
+    active.turn()
+    born.move(peer, active.me)
+    active.turn()
+    assert active.reads_done == ["before"]
 
 
 def test_a_deposed_leader_answers_no_read(born: Cluster) -> None:

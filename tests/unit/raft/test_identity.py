@@ -1,8 +1,11 @@
 """How a cluster is born, and who is believed afterwards."""
 
+import pytest
 from support.simulation import Cluster
 
-from kvserver.raft.identity import plan_cluster
+from kvpb.raft_pb2 import Hello, Identity, Joining
+from kvserver.raft.entry import MemberId
+from kvserver.raft.identity import next_identity, plan_cluster, take_in
 
 
 def reasons(cluster: Cluster) -> list[str]:
@@ -89,3 +92,84 @@ def test_a_member_of_another_cluster_is_refused() -> None:
     reason = cluster.node("n2").engine.refuse_reason(hello)
     assert reason is not None
     assert "--initial-cluster-token" in reason
+
+
+# ---------------------------------------------------------------------------- decisions
+
+PLAN = plan_cluster({"n1": "a:1", "n2": "b:1", "n3": "c:1"}, "t")
+ME, *OTHERS = PLAN.members
+PINS = {int(member): 100 + place for place, member in enumerate(PLAN.members)}
+
+
+def identity(pins: dict[int, int], *, established: bool = False) -> Identity:
+    return Identity(member_id=ME, incarnation=PINS[ME], pins=pins, established=established)
+
+
+def hellos(
+    pins: dict[int, int], *, established: bool = False, of: tuple[MemberId, ...] = tuple(OTHERS)
+) -> dict[MemberId, Hello]:
+    return {
+        member: Hello(
+            member_id=member, incarnation=PINS[member], pins=pins, established=established
+        )
+        for member in of
+    }
+
+
+def test_a_member_pins_all_only_when_it_has_met_all() -> None:
+    assert next_identity(identity({}), PLAN, hellos({}, of=(OTHERS[0],))) is None
+    born = next_identity(identity({}), PLAN, hellos({}))
+    assert born is not None
+    assert (dict(born.pins), born.established) == (PINS, False)
+
+
+def test_a_member_is_established_only_when_all_show_the_same_pins() -> None:
+    """Else one whose disk was wiped in between would vote twice and nobody would notice."""
+    pinned = identity(PINS)
+    born = next_identity(pinned, PLAN, hellos(PINS))
+    assert born is not None
+    assert (dict(born.pins), born.established) == (PINS, True)
+    other = {**PINS, int(OTHERS[1]): 999}
+    for place in range(2):
+        mixed = hellos(PINS) | hellos(other, of=(OTHERS[place],))
+        assert next_identity(pinned, PLAN, mixed) is None
+        mixed = hellos(PINS) | hellos({}, of=(OTHERS[place],))
+        assert next_identity(pinned, PLAN, mixed) is None, "one has not pinned yet"
+    assert next_identity(pinned, PLAN, hellos(PINS, of=(OTHERS[0],))) is None
+
+
+def test_a_member_that_missed_the_birth_adopts_pins_that_name_its_own_incarnation() -> None:
+    said = hellos(PINS, established=True, of=(OTHERS[0],))
+    born = next_identity(identity({}), PLAN, said)
+    assert born is not None
+    assert (dict(born.pins), born.established) == (PINS, True)
+    wiped = hellos({**PINS, int(ME): 999}, established=True, of=(OTHERS[0],))
+    assert next_identity(identity({}), PLAN, wiped) is None
+    assert next_identity(identity(PINS, established=True), PLAN, said) is None
+
+
+@pytest.mark.parametrize(
+    ("name", "address", "present", "taken"),
+    [
+        ("n2", "b:1", (), True),
+        ("n2", "b:1", ("n1", "n3"), True),
+        ("n2", "b:1", ("n2",), False),
+        ("n2", "elsewhere:1", (), False),
+        ("other", "b:1", (), False),
+    ],
+)
+def test_a_node_takes_the_place_of_an_absent_member_of_its_name_and_address(
+    name: str, address: str, present: tuple[str, ...], taken: bool
+) -> None:
+    configuration = PLAN.configuration()
+    connected = {found for each in present if (found := PLAN.member_named(each)) is not None}
+    hello = Hello(incarnation=7, joining=Joining(name=name, peer_address=address))
+    wanted = take_in(configuration, hello, connected)
+    assert (wanted is not None) is taken
+    if wanted is None:
+        return
+    (fresh,) = (wanted.members[each] for each in wanted.members.keys() - PLAN.members.keys())
+    assert (fresh.name, fresh.incarnation) == ("n2", 7)
+    assert fresh.learner, "it may have forgotten a vote, so it has none"
+    assert fresh.promote_in_step
+    assert PLAN.member_named("n2") not in wanted.members

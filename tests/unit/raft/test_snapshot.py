@@ -197,12 +197,14 @@ def copy_of(node: SimNode, term: int) -> SnapshotChunk:
     )
 
 
-def test_an_old_copy_is_not_adopted(cluster: Cluster) -> None:
+@pytest.mark.parametrize("more", [5, 60], ids=["in the log", "dropped from the log"])
+def test_an_old_copy_is_not_adopted(cluster: Cluster, more: int) -> None:
     active = cluster.elect()
     write(cluster, 5)
     standby = next(iter(cluster.standbys()))
-    chunk = copy_of(active, active.status.term)
-    write(cluster, 5)
+    base, chunk = active.machine.applied_index, copy_of(active, active.status.term)
+    write(cluster, more)
+    assert (standby.engine._journal.first_index > base) is (more > 5)
     cluster.carry(active.me, standby.me, PeerMessage(snapshot_chunk=chunk))
     cluster.run(1)
     assert "snapshot.receive" in events(standby)

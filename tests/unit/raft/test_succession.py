@@ -105,6 +105,28 @@ def test_leadership_is_handed_over_without_waiting_for_a_timeout(born: Cluster) 
     assert born.run(0.05, until=lambda: target.status.active)
 
 
+def test_nothing_is_proposed_while_leadership_is_handed_over(born: Cluster) -> None:
+    """Else the target would never have all there is, and what is new might be cut off."""
+    active = born.elect()
+    born.run(0.5)
+    target, other = born.peers_of(active.me)
+    born.hold(target, active.me)  # it can't say that it has everything
+    active.proposals.waiting.append(b"proposed before")
+    active.turn()
+    last = active.status.last_index
+    assert active.engine.hand_over(target) == target
+    active.proposals.in_flight = None
+    active.proposals.waiting.append(b"too late")
+    born.run(0.1)
+    assert active.status.active
+    assert active.status.last_index == last
+    assert list(active.proposals.waiting) == [b"too late"]
+    assert born.nodes[target].status.term == 1, "and it is not told to stand before it has all"
+    assert born.nodes[other].status.last_index == last
+    born.heal()
+    assert born.run(0.2, until=lambda: born.nodes[target].status.active)
+
+
 def test_a_target_stands_only_when_it_reaches_a_quorum() -> None:
     """A member that was just taken in: the active's connection to it is up before the others'."""
     cluster = Cluster(5)
