@@ -212,6 +212,10 @@ class SnapshotFailedError(RequestError):
     """A copy of the state could not be made; the log says why."""
 
 
+class UnverifiedError(RequestError):
+    """The state of this node was not read whole since it came back: no copy of it is given away."""
+
+
 class DefragmentFailedError(RequestError):
     """A compact copy could not be made, or did not catch up; the log says why."""
 

@@ -279,6 +279,7 @@ class Node:
             quota_bytes=self._config.quota,
             defragment=lambda done: self._thread.call(lambda: self._engine.defragment(done)),
             match_index=self._engine.match_index,
+            verified_part=lambda: self._verifier.verified_part,
             raft_silent_s=lambda: self._raft_watch.silent_s,
             watch_progress_s=self._config.watch_progress_interval_ms / 1000,
         )

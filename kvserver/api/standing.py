@@ -27,6 +27,8 @@ class Standing:
     """Any member is: all refuse what takes room."""
     obstacle: str | None = None
     """Why this node serves nobody, for a reason of its own."""
+    verified_part: float = 1.0
+    """Which part of the state was read since it came back."""
     raft_silent_s: float = 0.0
 
 
@@ -42,8 +44,19 @@ def standing(door: Door) -> Standing:
         fitness=raft.fitness,
         out_of_space=door.alarms.out_of_space,
         obstacle=door.role.obstacle,
+        verified_part=door.verified_part(),
         raft_silent_s=door.raft_silent_s(),
     )
+
+
+def why_unfit(node: Standing) -> str:
+    """Why a node should not serve, or could not at once, for an operator; empty if it could."""
+    if Reason.UNVERIFIED not in node.fitness.reasons:
+        return node.fitness.text
+    serves = (
+        "serves all the same, as all were restarted" if node.active else "serves nothing before"
+    )
+    return f"{node.fitness.text}: {node.verified_part:.0%} of its data is read; it {serves}"
 
 
 def why_not_live(node: Standing) -> str:

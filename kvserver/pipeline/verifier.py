@@ -181,6 +181,11 @@ class Verifier:
         self.progress = 0.0
         """Of the pass under way: which part of the rows is read."""
 
+    @property
+    def verified_part(self) -> float:
+        """Which part of the state that is there now was read, 1 for all of it."""
+        return 1.0 if self.verified else self.progress
+
     def replaced(self, generation: int) -> None:
         """Another state has taken the place: it is unverified."""
         self.generation = generation

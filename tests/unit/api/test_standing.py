@@ -10,6 +10,7 @@ from kvserver.api.standing import (
     why_not_healthy,
     why_not_live,
     why_not_ready,
+    why_unfit,
 )
 from kvserver.raft.fitness import Fitness, Reason
 
@@ -84,3 +85,24 @@ def test_an_alarm_comes_before_the_leader_as_with_etcd() -> None:
 )
 def test_our_own_reasons_look_like_etcds(node: Standing, said: str) -> None:
     assert why_not_healthy(node) == said
+
+
+@pytest.mark.parametrize(
+    ("node", "said"),
+    [
+        (STANDBY, ""),
+        (replace(STANDBY, fitness=DISQUALIFIED), "disqualified"),
+        (
+            replace(STANDBY, fitness=BUSY, verified_part=0.634),
+            "unverified, lagging: 63% of its data is read; it serves nothing before",
+        ),
+        (
+            replace(ACTIVE, fitness=BUSY, verified_part=0.0),
+            "unverified, lagging: 0% of its data is read; it serves all the same, as all were "
+            "restarted",
+        ),
+    ],
+    ids=["fit", "disqualified", "unverified", "trusted"],
+)
+def test_why_a_node_is_unfit_is_told_to_its_operator(node: Standing, said: str) -> None:
+    assert why_unfit(node) == said
