@@ -10,6 +10,7 @@ import gc
 import json
 import os
 import shutil
+import signal
 import sys
 import tempfile
 import time
@@ -30,6 +31,12 @@ LOOKS = {
     "of another time": "digest", "ends the verification": "signal",
 }  # fmt: skip
 """Which look of the verification found what it says."""
+
+BAD = ("WRONG", "hung", "untidy")
+"""Ends that must not be."""
+
+TOLD_EVERY_S = 30.0
+"""On what is no terminal."""
 
 MEMORY = Path("/dev/shm")
 
@@ -59,6 +66,7 @@ class Report:
         self._by_kind: dict[str, Counter[str]] = defaultdict(Counter)
         self._found_by: dict[str, Counter[str]] = defaultdict(Counter)
         self.all: list[Judged] = []
+        self._began = self._told = time.perf_counter()
 
     def add(self, judged: Judged) -> None:
         self.all.append(judged)
@@ -71,6 +79,14 @@ class Report:
             f"\r{judged.number} {judged.end} at '{judged.step}': {judged.told}\n    {judged.damage}"
         )
         say(f"    {self._replay} --only {judged.number}")
+
+    def progress(self, of: int) -> None:
+        now, terminal = time.perf_counter(), sys.stdout.isatty()
+        if terminal or now > self._told + TOLD_EVERY_S:
+            self._told = now
+            rate = len(self.all) / (now - self._began)
+            say(f"\r{len(self.all)}/{of} damages, {rate:.1f}/s, {self.count('WRONG')} wrong",
+                " " if terminal else "\n")  # fmt: skip
 
     def count(self, end: str) -> int:
         return sum(each.end == end for each in self.all)
@@ -101,18 +117,16 @@ def explore(args: argparse.Namespace) -> int:
         say(f"{args.keys} keys built in {time.perf_counter() - began:.1f} s; "
             f"{len(damages.kinds)} kinds of damage")  # fmt: skip
         gc.freeze()
+        signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # and nothing is left behind
         report = Report(f"{sys.executable} {sys.argv[0]} --seed {args.seed} --keys {args.keys}")
         explorer = Explorer(folder, sound, args.writes, args.jobs)
         drawn = ((number, draw(damages, args.seed, number)) for number in numbers)
         try:
             for judged in explorer.judge(drawn):
                 report.add(judged)
-                if judged.end in ("WRONG", "hung", *args.tell) or args.only is not None:
+                if judged.end in (*BAD, *args.tell) or args.only is not None:
                     report.tell(judged)
-                if sys.stdout.isatty():
-                    rate = len(report.all) / (time.perf_counter() - began)
-                    say(f"\r{len(report.all)}/{len(numbers)} damages, {rate:.1f}/s, "
-                        f"{report.count('WRONG')} wrong ", "")  # fmt: skip
+                report.progress(len(numbers))
         finally:
             explorer.close()
     if sys.stdout.isatty():
@@ -121,8 +135,8 @@ def explore(args: argparse.Namespace) -> int:
     if args.json:
         args.json.write_text(json.dumps([asdict(each) for each in report.all], indent=1))
     say(f"{len(report.all)} damages in {time.perf_counter() - began:.0f} s: "
-        f"{report.count('WRONG')} wrong answers, {report.count('hung')} hung")  # fmt: skip
-    return 1 if report.count("WRONG") or report.count("hung") else 0
+        + ", ".join(f"{report.count(end)} {end}" for end in BAD))  # fmt: skip
+    return 1 if any(report.count(end) for end in BAD) else 0
 
 
 def main() -> int:

@@ -66,12 +66,15 @@ class Child:
         self.pipe, out = os.pipe()
         self.pid = os.fork()
         if self.pid == 0:
-            os.close(self.pipe)
-            faulthandler.disable()  # how it ends is told in one line
-            signal.signal(signal.SIGALRM, signal.SIG_DFL)
-            signal.alarm(LIMIT_S)  # also if the parent is gone
-            _judge(self, sound, writes, out)
-            os._exit(0)
+            try:
+                os.close(self.pipe)
+                faulthandler.disable()  # how it ends is told in one line
+                for each in (signal.SIGALRM, signal.SIGTERM):
+                    signal.signal(each, signal.SIG_DFL)
+                signal.alarm(LIMIT_S)  # also if the parent is gone
+                _judge(self, sound, writes, out)
+            finally:  # what is to be cleaned up is the parent's
+                os._exit(0)
         os.close(out)
 
     def reap(self) -> Judged:

@@ -28,12 +28,14 @@ class VerifyingProcess:
         self._go, self._said = os.pipe(), os.pipe()
         self.pid = os.fork()
         if self.pid == 0:
-            signal.alarm(limit_s)
-            os.close(self._go[1])
-            if os.read(self._go[0], 1):  # else nobody wants it any more
-                sys.stdout = os.fdopen(self._said[1], "w")
-                verification.run(folder)
-            os._exit(0)
+            try:
+                signal.alarm(limit_s)
+                os.close(self._go[1])
+                if os.read(self._go[0], 1):  # else nobody wants it any more
+                    sys.stdout = os.fdopen(self._said[1], "w")
+                    verification.run(folder)
+            finally:
+                os._exit(0)
         os.close(self._go[0])
         os.close(self._said[1])
 
