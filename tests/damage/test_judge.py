@@ -1,6 +1,7 @@
 """The judge of damages judged: it hurts every place, calls what is sound sound, and sees a lie."""
 
 import os
+import re
 import shutil
 import signal
 import time
@@ -9,6 +10,7 @@ from pathlib import Path
 from random import Random
 
 import lmdb
+import lmdb.verify
 import pytest
 from support import judge, judging
 from support.answers import WrongError
@@ -108,6 +110,14 @@ def judged(sound: Sound, folder: Path, damage: Damage) -> Judged:
 
 
 UNUSED = Damage("unused", "env-1/lock.mdb", "", lambda content: content + b"x")
+
+
+def test_the_sound_directory_holds_what_is_easily_taken_for_damage(sound: Sound) -> None:
+    """Both of what LMDB does and its own walker does not know: else the next test shows less."""
+    problems = lmdb.verify.verify(str(sound.environment))  # type: ignore[no-untyped-call]
+    told = "; ".join(problems)
+    assert "header mp_pages 3 != OVPAGES" in told
+    assert re.search(r"key_history DB: walked \d+ leaf pages", told)
 
 
 def test_what_is_sound_is_called_sound(sound: Sound, tmp_path: Path) -> None:

@@ -56,9 +56,9 @@ class LmdbDamages:
             if not trees:
                 return None
             page = rng.choice(trees[rng.choice(sorted(trees))])
-            fields = [each for each in page.fields if each.kind == kind]
+            fields = [each for each in page.fields if each.kind == kind and each.size]
             name = rng.choice(sorted({each.name for each in fields}))
-            found = rng.choice([each for each in fields if each.name == name and each.size])
+            found = rng.choice([each for each in fields if each.name == name])
             return self._flip(rng, found, f"page {page.number} of {page.tree}")
 
         return draw

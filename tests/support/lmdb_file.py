@@ -107,7 +107,7 @@ class LmdbFile:
         self.where: dict[str, dict[str, list[Page]]] = defaultdict(lambda: defaultdict(list))
         """Pages with fields of a class, by tree."""
         for page in self.pages.values():
-            for kind in {each.kind for each in page.fields}:
+            for kind in {each.kind for each in page.fields if each.size}:
                 self.where[kind][page.tree.partition("[")[0]].append(page)
 
     # ------------------------------------------------------------------ numbers

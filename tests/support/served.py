@@ -45,6 +45,9 @@ HOT_KEYS: Final = 4
 HOT_CHANGES: Final = 500
 """So many that LMDB keeps the history of such a key in a tree of its own."""
 
+FORGOTTEN: Final = b"a key whose history is compacted, and all of it"
+FORGOTTEN_CHANGES: Final = 120
+
 TAIL: Final = 6
 """Entries of the log that the state does not hold."""
 
@@ -232,6 +235,9 @@ class _Builder:
                 self._commit()
         for count in range(HOT_KEYS * HOT_CHANGES):
             self._do(truth.put(b"hot/%d" % (count % HOT_KEYS)))
+        self._commit()
+        self._do(*(truth.put(FORGOTTEN) for _ in range(FORGOTTEN_CHANGES)))
+        self._do(truth.delete(FORGOTTEN))
         self._commit()
 
     def _overwrite(self, count: int) -> None:
