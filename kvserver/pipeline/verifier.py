@@ -18,12 +18,17 @@ from typing import Any, Final
 from kvserver.clock import Clock
 from kvserver.errors import DataDirError, NodeError, ShortageError
 from kvserver.pipeline.rest import pause_s, stopped
+from kvserver.storage.check import Check
 from kvserver.storage.digest import DIGESTED, Digests
 from kvserver.storage.env import LmdbStorage
 from kvserver.storage.rows import damaged
+from kvserver.storage.structure import verify_structure
 
 RETRY_S: Final = 10.0
 """From a pass that could not be made to its end, to the next."""
+
+FAILURES_MAX: Final = 2
+"""A node whose system starts no process for it, or ends them, must be verified all the same."""
 
 SOON_NICE: Final = 5
 """Of the process, while the node waits for it: nodes that serve on the same cores come first."""
@@ -105,6 +110,28 @@ async def verify_folder(
     return _result(told, code, str(folder))
 
 
+async def verify_inside(
+    storage: LmdbStorage, *, stop: asyncio.Event, on_progress: Callable[[float], object]
+) -> Verified | None:
+    """The same within this process, where no other one can do it: it slows down all that is served.
+
+    Raises:
+        DataDirError: it is damaged.
+        NodeError: the system does not give what is needed to read it.
+    """
+    loop = asyncio.get_running_loop()
+    reading = storage.read()
+    with reading as txn:
+        path = reading.environment.folder / "data.mdb"
+        await loop.run_in_executor(None, verify_structure, path)
+        check = Check(txn)
+        while not await loop.run_in_executor(None, check.step):
+            on_progress(check.rows / check.total)
+            if stop.is_set():
+                return None
+        return Verified(check.rows, txn.number, check.counted)
+
+
 async def damage_behind(error: Exception, folder: Path) -> None:
     """Look whether an error that nobody foresaw comes from damage.
 
@@ -180,6 +207,8 @@ class Verifier:
         """The state that is there now was read whole since the last process ended, or is new."""
         self.progress = 0.0
         """Of the pass under way: which part of the rows is read."""
+        self._failures = 0
+        """Processes in a row that have not come to their end."""
 
     @property
     def verified_part(self) -> float:
@@ -229,10 +258,7 @@ class Verifier:
     async def _pass(self, stop: asyncio.Event) -> bool:
         generation, began = self.generation, self._clock.monotonic()
         before, _ = self._storage.size()
-        nice = LATER_NICE if self.verified else SOON_NICE
-        found = await verify_once(
-            self._storage, nice=nice, stop=stop, on_progress=self._make_progress
-        )
+        found = await self._verify(stop)
         self.progress = 0.0
         if found is None:
             return False
@@ -245,6 +271,21 @@ class Verifier:
             grew_bytes=max(0, after - before),
         )  # fmt: skip
         return await self._check_log(stop)
+
+    async def _verify(self, stop: asyncio.Event) -> Verified | None:
+        """By a process of its own; after failures of that within this one, if somebody waits."""
+        if not self.verified and self._failures >= FAILURES_MAX:
+            return await verify_inside(self._storage, stop=stop, on_progress=self._make_progress)
+        nice = LATER_NICE if self.verified else SOON_NICE
+        try:
+            found = await verify_once(
+                self._storage, nice=nice, stop=stop, on_progress=self._make_progress
+            )
+        except VerificationFailedError:
+            self._failures += 1
+            raise
+        self._failures = 0
+        return found
 
     def _make_progress(self, part: float) -> None:
         self.progress = part

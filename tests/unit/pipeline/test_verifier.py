@@ -181,6 +181,30 @@ async def test_a_pass_that_can_not_be_made_is_tried_again(
     assert watched.damage == []
 
 
+@pytest.mark.parametrize("sound", [True, False])
+async def test_where_no_process_can_do_it_the_node_does_it_itself(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, sound: bool
+) -> None:
+    """Else it would never serve again."""
+    monkeypatch.setattr(module, "RETRY_S", 0.001)
+
+    async def no_process(*_: object, **__: object) -> None:
+        raise OSError(11, "Resource temporarily unavailable")
+
+    monkeypatch.setattr(asyncio, "create_subprocess_exec", no_process)
+    storage = filled(tmp_path)
+    if not sound:
+        damage(tmp_path)
+    async with watching(storage) as watched:
+        await watched.until(lambda: bool(watched.sound or watched.damage))
+    failed = [name for name, _ in watched.told if name == "verify.failed"]
+    assert len(failed) == module.FAILURES_MAX
+    assert bool(watched.sound) is sound
+    if sound:
+        with_digests = watched.sound[0][1].digests
+        assert with_digests[KV]
+
+
 # ---------------------------------------------------------------------------- the process
 
 
