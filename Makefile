@@ -8,8 +8,9 @@ SEEDS ?= 100
 FROM ?= 0
 SEED ?= 1
 COUNT ?= 40
+DAMAGES ?= 2500
 
-.PHONY: help run install test lint unit cluster sim soak mutants generate format clean
+.PHONY: help run install test lint unit cluster sim damage soak mutants generate format clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -50,6 +51,10 @@ cluster: $(STAMP) $(NODE_STAMP) ## tests with real processes
 
 sim: $(STAMP) ## simulated clusters under faults: SEEDS=1000 of each kind, FROM=0; a bad seed is told how to replay
 	$(BIN)/python tests/sim/explore.py --seeds $(SEEDS) --from $(FROM)
+
+damage: $(STAMP) ## disks hurt in every way: DAMAGES=2500 of SEED=1, then 60 under three real nodes
+	$(BIN)/python tests/damage/explore.py --damages $(DAMAGES) --seed $(SEED)
+	$(BIN)/pytest tests/cluster/test_damage.py --damages 60 --damage-seed $(SEED) --log-cli-level=INFO
 
 soak: $(STAMP) ## a quarter of an hour of faults of every kind under mixed load
 	$(BIN)/kvbench soak --minutes 15

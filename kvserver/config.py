@@ -89,7 +89,9 @@ class Config:
         "0 for the default; below 0 for the most that is possible, 48 GiB.",
     )
     scrub_interval_s: int = option(
-        86_400, "Pause between two checks of all rows on the disk; 0 for none."
+        3_600,
+        "Pause between two verifications of the data on the disk; 0 for none but the one at the "
+        "start.",
     )
     auto_compaction_mode: str = option(
         "periodic", "periodic: keep old revisions by age. revision: by number."

@@ -5,8 +5,9 @@ Two families: a `RequestError` is the client's or the cluster's doing and is ans
 that is raised is a programmer's error and ends the process too.
 """
 
+from collections.abc import Mapping
 from enum import IntEnum
-from typing import ClassVar
+from typing import ClassVar, Final
 
 
 class ExitCode(IntEnum):
@@ -211,6 +212,10 @@ class SnapshotFailedError(RequestError):
     """A copy of the state could not be made; the log says why."""
 
 
+class UnverifiedError(RequestError):
+    """The state of this node was not read whole since it came back: no copy of it is given away."""
+
+
 class DefragmentFailedError(RequestError):
     """A compact copy could not be made, or did not catch up; the log says why."""
 
@@ -253,3 +258,14 @@ class WriteIdReusedError(RequestError):
 
 class AnswerTooLargeError(RequestError):
     """The write was applied when it was sent before; its answer was too large to be kept."""
+
+
+ERROR_NUMBERS: Final[Mapping[int, type[RequestError]]] = {
+    1: KeyNotFoundError,
+    2: LeaseNotFoundError,
+    3: CompactedError,
+    4: FutureRevisionError,
+    5: LeaseExistsError,
+}
+"""Errors that applying a command can raise. The numbers are in the replicated state and on
+disks: one is never changed, and never given to another error, even if its own is raised no more."""

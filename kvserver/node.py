@@ -2,11 +2,9 @@
 
 import asyncio
 import faulthandler
-import gc
 import os
 import random
 import secrets
-import sys
 from collections.abc import Callable, Coroutine
 from typing import Final
 
@@ -16,7 +14,7 @@ from kvserver.api.door import Door
 from kvserver.api.server import ApiServer
 from kvserver.clock import Clock
 from kvserver.config import QUOTA_BYTES_ADVISED_MAX, Config, parse_address
-from kvserver.errors import ExitCode, LostDiskError
+from kvserver.errors import ExitCode, LostDiskError, NodeError
 from kvserver.mvcc.history import Change
 from kvserver.mvcc.leases import LeaseChange
 from kvserver.opening import Opened, open_node
@@ -35,28 +33,23 @@ from kvserver.pipeline.proposer import Proposer
 from kvserver.pipeline.reader import Reader
 from kvserver.pipeline.role import REMOVED, Role, RoleMachine
 from kvserver.pipeline.roster import Roster
-from kvserver.pipeline.scrub import scrub
 from kvserver.pipeline.space import Space
-from kvserver.pipeline.watchdog import StallMeter
+from kvserver.pipeline.verifier import Verified, Verifier, damage_behind
+from kvserver.pipeline.watchdog import MainStep, MainWatch, RaftWatch
 from kvserver.pipeline.watching import WatchHub
 from kvserver.raft.driver import RaftThread
-from kvserver.raft.engine import EngineParts, RaftEngine, RaftStatus
+from kvserver.raft.engine import RaftEngine
 from kvserver.raft.entry import MemberId
 from kvserver.raft.identity import forget_birth
 from kvserver.raft.journal import LogBounds
-from kvserver.raft.ports import Timings
+from kvserver.raft.ports import timings_of
 from kvserver.raft.seam import check_library
+from kvserver.raft.status import EngineParts, RaftStatus
 from kvserver.raft.transport import Links, PeerTransport
 from kvserver.storage.contract import Storage
 from kvserver.storage.copies import LmdbCopies
 from kvserver.telemetry import Event
-
-SWITCH_INTERVAL_S: Final = 0.0001
-"""The raft thread gives the GIL up around every LMDB call; at Python's default of 5 ms it would
-wait that long for a busy main thread to give it back."""
-
-GC_THRESHOLDS: Final = (20_000, 20, 20)
-"""Little here is garbage in cycles; the default looks for some every 700 objects."""
+from kvserver.tuning import prefer_throughput
 
 BEAT_S: Final = 0.05
 STUCK_EXIT_S: Final = 10.0
@@ -81,19 +74,12 @@ class Node:
         self._limits = Limits(request_timeout_s=config.request_timeout_ms / 1000)
         self._stop = asyncio.Event()
         self._failure: BaseException | None = None
-        self._timings = Timings(
-            heartbeat=config.heartbeat_ms / 1000,
-            election_timeout_min=config.election_timeout_ms_min / 1000,
-            election_timeout_max=config.election_timeout_ms_max / 1000,
-            check_quorum=config.check_quorum_ms / 1000,
-            dead_peer=config.dead_peer_ms / 1000,
-        )
-        self._main_stall = StallMeter(clock.monotonic())
-        self._raft_stall = StallMeter(clock.monotonic())
-        """By turns: without them this node serves nobody."""
-        self._raft_death = StallMeter(clock.monotonic())
-        """By all that shows life."""
-        self._main_stuck_since: float | None = None
+        self._timings = timings_of(config)
+        self._main_watch = MainWatch(
+            clock.monotonic(), hand_over_after_s=self._timings.check_quorum,
+            withhold_after_s=self._timings.election_timeout_max,
+        )  # fmt: skip
+        self._raft_watch = RaftWatch(clock.monotonic(), self._timings.election_timeout_max)
         self._beats = 0
         self._tasks: set[asyncio.Task[None]] = set()
         self._copies: LmdbCopies | None = None
@@ -104,9 +90,21 @@ class Node:
         Raises:
             NodeError: it can't start, or can't go on.
         """
-        _prefer_throughput()
+        prefer_throughput()
         check_library()
         self._opened = opened = await open_node(self._config, self._stop, self._event)
+        try:
+            return await self._serve(opened)
+        except NodeError:
+            raise
+        except Exception as error:
+            if not self._verifier.verified:
+                await damage_behind(error, opened.storage.folder)
+            raise
+
+    async def _serve(self, opened: Opened) -> ExitCode:
+        if opened.verified:
+            opened.data_dir.note_verified()
         try:
             self._build(opened)
             await self._start()
@@ -117,10 +115,12 @@ class Node:
             "node.ready", client=self._config.listen_client, peer=self._config.listen_peer,
             member=f"{self._engine.me:x}", version=__version__,
         )  # fmt: skip
+        self._beating = self._spawn(self._beat())
         watching = self._spawn(self._watch())
         tasks = [self._spawn(each) for each in (self._compact(), self._keep_alarms())]
         comparing = self._comparison.run(self._config.corrupt_check_interval_s, self._stop)
-        reading = [self._spawn(each) for each in (self._scrub(), comparing)]
+        verifying = self._verifier.run(self._config.scrub_interval_s, self._stop)
+        reading = [self._spawn(each) for each in (verifying, comparing)]
         await self._stop.wait()
         for task in tasks:
             task.cancel()
@@ -157,6 +157,10 @@ class Node:
             id=self._me, client_urls=[f"http://{config.client_address}"], version=__version__,
             feature_level=FEATURE_LEVEL,
         )  # fmt: skip
+        self._verifier = Verifier(
+            storage, clock, verified=opened.verified, on_sound=self._on_sound,
+            on_damage=lambda error: self._spawn(self._on_damage(error)), on_event=self._event,
+        )  # fmt: skip
         self._build_pipeline(storage)
         self._copies = LmdbCopies(
             opened.data_dir, storage, clock, self._event, self._fail_soon(self._loop)
@@ -179,18 +183,17 @@ class Node:
                 on_members=self._roster.set_members,
                 on_event=self._event,
                 on_aside=self._heard_aside,
+                verified=opened.verified,
+                on_replaced=self._on_replaced,
                 bounds=LogBounds(
                     keep_entries=config.log_keep_entries, hold_entries=5 * config.log_keep_entries
                 ),
             )
         )
         self._thread = RaftThread(
-            self._engine,
-            transport,
-            clock,
-            before_turn=self._before_turn,
-            on_failure=self._fail_soon(asyncio.get_running_loop()),
-        )
+            self._engine, transport, clock, before_turn=self._before_turn,
+            on_failure=self._fail_soon(self._loop),
+        )  # fmt: skip
         self._api = ApiServer(self._build_door(opened), self._event)
 
     def _build_pipeline(self, storage: Storage) -> None:
@@ -198,20 +201,22 @@ class Node:
         clock = self._clock
         self._roster = Roster()
         self._applier = applier = Applier(storage, self._roster, on_applied=self._on_applied)
-        self._space = Space(storage, clock, self._config.quota, applier.alarms)
+        self._reader = Reader(self._limits, clock, knock=lambda: self._thread.call(lambda: None))
+        self._space = Space(
+            storage, clock, self._config.quota, applier.alarms, self._reader.linearizable
+        )
         self._proposer = Proposer(
             self._limits,
             clock,
-            knock=self._knock,
+            knock=lambda: self._thread.call(lambda: None),
             log_time_ms=lambda: applier.log_time_ms,
             feature_level=lambda: applier.feature_level,
-            admit=self._space.admit,
+            room=self._space,
         )
         self._herald = Herald(
             self._roster, self._proposer, feature_level=lambda: applier.feature_level,
             spawn=self._spawn, on_event=self._event,
         )  # fmt: skip
-        self._reader = Reader(self._limits, clock, knock=self._knock)
         self._role = RoleMachine(self._me, self._limits, clock, self._on_role)
         self._keeper = AlarmKeeper(
             self._me, applier.alarms, self._space, role=self._role, roster=self._roster,
@@ -274,7 +279,8 @@ class Node:
             quota_bytes=self._config.quota,
             defragment=lambda done: self._thread.call(lambda: self._engine.defragment(done)),
             match_index=self._engine.match_index,
-            raft_silent_s=lambda: self._raft_death.stalled_s,
+            verified_part=lambda: self._verifier.verified_part,
+            raft_silent_s=lambda: self._raft_watch.silent_s,
             watch_progress_s=self._config.watch_progress_interval_ms / 1000,
         )
 
@@ -301,6 +307,11 @@ class Node:
         if not self._engine.established:  # else this one has voted, and stays as it is
             self._fail_soon(self._loop)(LostDiskError(reason))
 
+    def _on_replaced(self, generation: int) -> None:
+        """A copy has taken the place of the state; from the raft thread."""
+        if not self._loop.is_closed():
+            self._loop.call_soon_threadsafe(self._verifier.replaced, generation)
+
     def _on_removed(self, removed: bool) -> None:
         """The members say whether this node is one of them; from the raft thread."""
         if removed:
@@ -324,52 +335,59 @@ class Node:
         if not self._loop.is_closed():
             self._loop.call_soon_threadsafe(self._comparison.heard, member, message)
 
-    def _knock(self) -> None:
-        self._thread.call(lambda: None)
-
-    # ------------------------------------------------------------------ raft thread
-
     def _before_turn(self) -> None:
-        """Take over the reads, and look whether the main thread still serves."""
+        """In the raft thread: take over the reads, look whether the main thread still serves."""
         reads = self._reader.take()
         if reads:
             self._engine.post_reads(reads)
-        now = self._clock.monotonic()
-        stalled = self._main_stall.look(now, self._beats)
-        if stalled <= self._timings.check_quorum:
-            self._main_stuck_since = None
-        elif self._main_stuck_since is None:
-            self._main_stuck_since = now
-            self._event("node.stuck", thread="main", step="hand over")
-            self._engine.hand_over()
-        elif now - self._main_stuck_since > self._timings.election_timeout_max:
-            self._engine.withhold_heartbeats()
-        if stalled > STUCK_EXIT_S:
+        match self._main_watch.look(self._clock.monotonic(), self._beats):
+            case MainStep.HAND_OVER:
+                self._event("node.stuck", thread="main", step="hand over")
+                self._engine.hand_over()
+            case MainStep.WITHHOLD:
+                self._engine.withhold_heartbeats()
+            case MainStep.NONE:
+                pass
+        if self._main_watch.silent_s > STUCK_EXIT_S:
             self._die("main")
 
     # ------------------------------------------------------------------ main thread
 
-    async def _watch(self) -> None:
-        """Beat, give up on what waits too long, and look whether the raft thread makes turns."""
+    async def _beat(self) -> None:
+        """Show the raft thread that this one goes on, as long as there is a raft thread."""
         while True:
             await asyncio.sleep(BEAT_S)
             self._beats += 1
+
+    async def _watch(self) -> None:
+        """Give up on what waits too long, and look whether the raft thread makes turns."""
+        while True:
+            await asyncio.sleep(BEAT_S)
             self._proposer.expire()
             self._reader.expire()
-            now, turns = self._clock.monotonic(), self._thread.turns
-            if self._raft_death.look(now, turns + self._applier.pace.steps) > STUCK_EXIT_S:
+            watch, pace = self._raft_watch, self._applier.pace
+            watch.look(self._clock.monotonic(), turns=self._thread.turns, steps=pace.steps)
+            if watch.silent_s > STUCK_EXIT_S:
                 self._die("raft")
-            stuck = self._raft_stall.look(now, turns) > self._timings.election_timeout_max
-            self._role.obstruct("raft thread stuck" if stuck else None)
+            self._role.obstruct(watch.obstacle)
 
-    async def _scrub(self) -> None:
-        """Look after the disk."""
-        interval_s = self._config.scrub_interval_s
-        if interval_s:
-            await scrub(
-                self._opened.storage, self._clock, interval_s=interval_s, stop=self._stop,
-                on_event=self._event, on_damage=self._fail,
-            )  # fmt: skip
+    def _on_sound(self, generation: int, found: Verified) -> None:
+        """The whole of the state was read, and nothing is wrong with it."""
+        self._opened.data_dir.note_verified()
+
+        def tell() -> None:
+            self._opened.storage.learn_digests(found.transaction, found.digests)
+            self._engine.set_verified(generation)
+
+        self._thread.call(tell)
+
+    async def _on_damage(self, error: NodeError) -> None:
+        """Nothing is answered from this state any more; somebody else takes over, then it ends."""
+        self._role.retire("its data is damaged")
+        if self._role.leads and len(self._roster.members) > 1:
+            await self._hand_over()
+            await asyncio.sleep(LINGER_S)
+        self._fail(error)
 
     async def _keep_alarms(self) -> None:
         """Look at the room on the disk, and at what that asks of the cluster."""
@@ -449,11 +467,12 @@ class Node:
         served = self._role.active
         if self._failure is None and served:
             await self._hand_over()
-        self._role.obstruct("stopping")
+        self._role.retire("stopping")
         if self._failure is None and served and len(self._roster.members) > 1:
             await asyncio.sleep(LINGER_S)
         await self._api.stop(0 if self._failure else STOP_GRACE_S)
         await self._stop_thread()
+        self._beating.cancel()  # not before: a stop that takes a while is no stuck thread
         if isinstance(self._failure, LostDiskError):
             forget_birth(self._opened.storage)
         self._close()
@@ -468,7 +487,7 @@ class Node:
     async def _hand_over(self) -> None:
         self._thread.call(self._engine.hand_over)
         deadline = self._clock.monotonic() + HAND_OVER_S
-        while self._role.active and len(self._roster.members) > 1:
+        while self._role.leads and len(self._roster.members) > 1:
             if self._clock.monotonic() > deadline:
                 self._event("transfer.failed", reason="no standby took over in time")
                 return
@@ -478,13 +497,3 @@ class Node:
         if self._copies is not None:
             self._copies.close()
         self._opened.close()
-
-
-def _prefer_throughput() -> None:
-    """Let the threads of this process, started after this, hand work to one another cheaply."""
-    sys.setswitchinterval(SWITCH_INTERVAL_S)
-    # start-up objects live for ever: looking at them again in every collection is for nothing
-    gc.freeze()
-    gc.set_threshold(*GC_THRESHOLDS)
-    # Not SCHED_BATCH: on a quiet machine 30 % more puts, but beside other busy processes a quarter
-    # to a half of them, and a failover would wait for those processes too.

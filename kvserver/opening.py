@@ -3,22 +3,30 @@
 import asyncio
 import secrets
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
 
 from kvpb.raft_pb2 import Identity, Joining
 from kvserver.config import Config
-from kvserver.errors import DataDirError, StoppedError
+from kvserver.errors import DataDirError, NodeError, StoppedError
+from kvserver.pipeline.verifier import VerificationFailedError, damage_behind, verify_folder
 from kvserver.raft.identity import (
     ClusterPlan,
     load_identity,
     open_identity,
     open_joining,
     plan_cluster,
+    refuse_lost_identity,
     settle_in,
 )
 from kvserver.raft.joining import ask_to_join
 from kvserver.storage.datadir import DataDir
 from kvserver.storage.env import LmdbStorage
 from kvserver.telemetry import Event
+
+STARTS_UNVERIFIED_MAX: Final = 2
+"""After so many in a row that ended before the state was verified the next one begins with that: as
+a rule a node is not ended within seconds of its start, so reading the state may be what ends it."""
 
 
 @dataclass(frozen=True)
@@ -30,6 +38,8 @@ class Opened:
     identity: Identity
     plan: ClusterPlan
     """Whom to meet before the cluster is born."""
+    verified: bool
+    """The whole of the state was read, or there was none."""
 
     def close(self) -> None:
         """Let go of the directory. Only after all threads have let go of the storage."""
@@ -51,16 +61,46 @@ async def open_node(config: Config, stop: asyncio.Event, event: Event) -> Opened
     """
     data_dir = DataDir(config.data_path)
     try:
-        storage = LmdbStorage(data_dir.environment())
+        folder = data_dir.environment()
         try:
-            await _join(storage, config, stop, event)
-            return Opened(data_dir, storage, *_identify(storage, config, event))
-        except BaseException:
-            storage.close()
+            return await _open(data_dir, folder, config, stop, event)
+        except NodeError:
+            raise
+        except Exception as error:
+            await damage_behind(error, folder)
             raise
     except BaseException:
         data_dir.close()
         raise
+
+
+async def _open(
+    data_dir: DataDir, folder: Path, config: Config, stop: asyncio.Event, event: Event
+) -> Opened:
+    starts = data_dir.note_start()
+    verified = starts >= STARTS_UNVERIFIED_MAX and await _verify_first(folder, starts, stop, event)
+    storage = LmdbStorage(folder)
+    try:
+        refuse_lost_identity(storage)
+        await _join(storage, config, stop, event)
+        identity, plan = _identify(storage, config, event)
+        return Opened(data_dir, storage, identity, plan, verified=verified or storage.fresh)
+    except BaseException:
+        storage.close()
+        raise
+
+
+async def _verify_first(folder: Path, starts: int, stop: asyncio.Event, event: Event) -> bool:
+    """Read the state before anybody trips over it again."""
+    event("verify.first", reason=f"the last {starts} starts ended before the data was verified")
+    try:
+        found = await verify_folder(folder, stop=stop)
+    except VerificationFailedError as error:
+        event("verify.failed", reason=str(error))
+        return False
+    if found is None:
+        raise StoppedError
+    return True
 
 
 def _identify(storage: LmdbStorage, config: Config, event: Event) -> tuple[Identity, ClusterPlan]:

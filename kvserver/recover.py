@@ -8,6 +8,7 @@ member alone. Cluster and member get other ids, so nobody of the old cluster is 
 import secrets
 import sys
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Final
 
@@ -23,11 +24,12 @@ from kvserver.raft.entry import REGULAR, Entry, MemberId
 from kvserver.raft.identity import check_name, digest, load_identity, store_identity
 from kvserver.raft.journal import DurableJournal, begin_log, store_configuration
 from kvserver.raft.membership import Configuration
-from kvserver.storage.check import Check
+from kvserver.storage.check import check_all
 from kvserver.storage.contract import Storage
 from kvserver.storage.datadir import DataDir
 from kvserver.storage.env import LmdbStorage
 from kvserver.storage.schema import ALARM, CLUSTER, MEMBER
+from kvserver.storage.structure import verify_structure
 
 _HELP: Final = """Make a new cluster of one out of the data directory of a stopped node.
 
@@ -81,8 +83,7 @@ def inspect(storage: Storage, name: str) -> Survivor:
     if identity is None or not identity.established:
         raise DataDirError("this directory was never part of a running cluster; start it instead")
     check_name(identity, name)
-    check = Check(storage, storage.log.check())
-    while not check.step():
+    for _ in chain(check_all(storage), storage.log.check()):
         pass
     applier = _applier(storage)
     journal = DurableJournal(storage, applier.applied_index)
@@ -152,6 +153,7 @@ def _run(*, data_dir: Path | None, name: str, listen_peer: str, yes: bool) -> No
     if not (path / "CURRENT").exists():
         raise DataDirError(f"--data-dir {path} is no data directory of kvserver")
     with DataDir(path) as held:
+        verify_structure(held.environment() / "data.mdb")
         storage = LmdbStorage(held.environment())
         try:
             survivor = inspect(storage, name)

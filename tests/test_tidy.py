@@ -175,6 +175,16 @@ def broken_links(path: str, text: str, read: Callable[[str], str | None]) -> lis
     return found
 
 
+def torn_tables(path: str, text: str) -> list[str]:
+    """Rows of a table that a blank line parts from their head: they are shown as plain text."""
+    lines = _FENCE.sub("", text).splitlines()
+    return [
+        f"{path}: a table without a head: {line[:60]}"
+        for before, line, after in zip(["", *lines], lines, [*lines[1:], ""], strict=False)
+        if line.startswith("|") and not before.startswith("|") and not after.startswith("|--")
+    ]
+
+
 def _joined(path: str, target: str) -> str:
     parts: list[str] = []
     for part in (PurePosixPath(path).parent / target).parts:
@@ -256,6 +266,13 @@ def test_documents_link_to_what_is_there() -> None:
     assert not found, "\n".join(found)
 
 
+def test_tables_are_in_one_piece() -> None:
+    found = [
+        each for path, text in texts() if path.endswith(".md") for each in torn_tables(path, text)
+    ]
+    assert not found, "\n".join(found)
+
+
 def test_generated_files_are_marked() -> None:
     files = {path: is_generated(text) for path, text in texts() if path.endswith((".py", ".pyi"))}
     found = unmarked((ROOT / ".gitattributes").read_text(), files)
@@ -329,6 +346,12 @@ def test_links() -> None:
     for bad in ("[r](README.md)", "[r](../README.md#b)", "![x](a.png)", "[b](#c)", "[o](../../x)"):
         assert len(broken_links("docs/a.md", bad + "\n# B\n", files.get)) == 1, bad
     assert broken_links("a.md", "```\n[x](nowhere)\n```\n", files.get) == []
+
+
+def test_tables() -> None:
+    table = "| a | b |\n|---|---|\n| 1 | 2 |\n"
+    assert torn_tables("a.md", f"text\n\n{table}\n```\n| x |\n```\n") == []
+    assert len(torn_tables("a.md", f"{table}\n| 3 | 4 |\n| 5 | 6 |\n")) == 1
 
 
 def test_marks() -> None:

@@ -47,7 +47,8 @@ def best_standby(answers: Sequence[Answer[Status]]) -> Member:
         for answer in answers
         if answer.word is not None
         and answer.member is not None
-        and not (answer.member.learner or answer.word.learner or answer.word.disqualified)
+        and not (answer.member.learner or answer.word.learner)
+        and not (answer.word.disqualified or answer.word.unverified)
         and not answer.word.active
         and answer.word.leader == active.leader
     ]

@@ -112,6 +112,12 @@ class Status:
         return self.leader == self.member_id != 0
 
     @property
+    def unverified(self) -> bool:
+        """True while the node reads its data before it serves from it."""
+        mark = "kvserver: unverified"
+        return any(error.startswith(mark) and "serves nothing" in error for error in self.errors)
+
+    @property
     def disqualified(self) -> bool:
         """True when the node's data was found to differ from that of others: it does not serve."""
         alarm = f"memberID:{self.member_id} alarm:CORRUPT"

@@ -29,8 +29,8 @@ def status() -> None:
     JSON: {"nodes"}, with {"endpoint", "name", "id", "role", "errors"} for each node, and
     {"term", "leader", "revision", "index", "applied_index", "lag", "db_size_bytes",
     "db_size_in_use_bytes", "db_size_quota_bytes", "version"} for each that answers. The
-    role is active, standby, learner, disqualified (its data differs from the others') or
-    unreachable.
+    role is active, standby, learner, unverified (it reads its data before it serves),
+    disqualified (its data differs from the others') or unreachable.
     """
     from kvclient import _survey  # noqa: PLC0415 - see above
 

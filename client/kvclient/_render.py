@@ -17,7 +17,12 @@ if TYPE_CHECKING:
 
 # Wider than any table: a terminal that is not wraps the lines, but rich would cut numbers off.
 _TABLE_COLUMNS = 1000
-_STYLES = {"active": "bold green", "unreachable": "bold red", "disqualified": "bold red"}
+_STYLES = {
+    "active": "bold green",
+    "unreachable": "bold red",
+    "disqualified": "bold red",
+    "unverified": "yellow",
+}
 _UNITS = ("KiB", "MiB", "GiB", "TiB")
 
 STATUS_NUMBERS = ("TERM", "REVISION", "INDEX", "APPLIED", "LAG", "SIZE")
@@ -137,6 +142,8 @@ def _identity(answer: "Answer[Status] | Answer[HashResult]") -> dict[str, str]:
 def _role(status: "Status") -> str:
     if status.disqualified:
         return "disqualified"
+    if status.unverified:
+        return "unverified"
     if status.active:
         return "active"
     return "learner" if status.learner else "standby"

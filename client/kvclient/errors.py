@@ -282,6 +282,13 @@ class SnapshotFailed(ServerError):
     advice = "the node could not make a copy: see whether its disk has room, and its log"
 
 
+class NodeUnverified(ServerError):
+    """The node has come back, and gives no snapshot away before it has read its data."""
+
+    text = "kvserver: this node has not verified its data yet; ask another one, or again in a while"
+    advice = "the node still verifies its data: ask another one, or again in a while (kv status)"
+
+
 class DefragmentFailed(ServerError):
     """The node could not make its database smaller; nothing has changed."""
 
@@ -363,6 +370,7 @@ BY_TEXT: Mapping[str, type[ServerError]] = {
         BadTransferee,
         NotLeader,
         NotCapable,
+        NodeUnverified,
         SnapshotFailed,
         DefragmentFailed,
         AuthNotEnabled,

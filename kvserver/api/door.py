@@ -21,8 +21,8 @@ from kvserver.pipeline.role import RoleMachine
 from kvserver.pipeline.roster import Roster
 from kvserver.pipeline.watching import WatchHub
 from kvserver.raft.defragment import Done
-from kvserver.raft.engine import RaftStatus
 from kvserver.raft.entry import MemberId
+from kvserver.raft.status import RaftStatus
 from kvserver.storage.contract import MakeBackup, Storage
 
 Reply = TypeVar("Reply")
@@ -62,6 +62,8 @@ class Door:
     """Newest entry known to be on a peer's disk; 0 if unknown, or unless this node leads."""
     raft_silent_s: Callable[[], float]
     """How long the raft thread has shown no sign of life."""
+    verified_part: Callable[[], float] = lambda: 1.0
+    """Which part of the state was read since it came back, 1 for all of it."""
     watch_progress_s: float = 600.0
     """After so long without an event a watcher that asked for it is told how far it is."""
 

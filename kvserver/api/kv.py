@@ -129,16 +129,18 @@ class KvServicer(rpc_pb2_grpc.KVServicer):
         return response
 
     async def _write(self, command: Command, context: "Context[Any, Any] | None") -> Response:
-        numbered = context is not None and session.number(command, context)
-        try:
-            response = await self._door.proposer.propose(command)
-        except session.FROM_THE_LOG:
-            if numbered:
-                self._door.lessor.used(command.session)
-            raise
-        if numbered:
-            self._door.lessor.used(command.session)
-        return response
+        propose = self._door.proposer.propose
+        if context is None or not session.number(command, context):
+            return await propose(command)
+        lessor = self._door.lessor
+        with lessor.awaited((command.session,)):
+            try:
+                response = await propose(command)
+            except session.FROM_THE_LOG:
+                lessor.used(command.session)
+                raise
+            lessor.used(command.session)
+            return response
 
     async def Compact(
         self,

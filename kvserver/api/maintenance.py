@@ -10,11 +10,13 @@ from kvpb.raft_pb2 import ChangeAlarm, Command
 from kvserver import __version__
 from kvserver.api.door import Door
 from kvserver.api.snapshots import Snapshots
+from kvserver.api.standing import standing, why_unfit
 from kvserver.errors import (
     BadTransfereeError,
     CorruptClusterError,
     DefragmentFailedError,
     NotLeaderError,
+    UnverifiedError,
 )
 from kvserver.mvcc.hashing import StoredHashBuilder
 from kvserver.mvcc.history import check_revision, compacted_revision
@@ -22,6 +24,7 @@ from kvserver.mvcc.statehash import StateHash
 from kvserver.mvcc.store import current_revision
 from kvserver.pipeline.role import REMOVED
 from kvserver.raft.entry import MemberId
+from kvserver.raft.fitness import Reason
 
 API_LEVEL: Final = "3.5.0"
 """The level of etcd's API that is spoken."""
@@ -63,6 +66,8 @@ class MaintenanceServicer(rpc_pb2_grpc.MaintenanceServicer):
         )  # fmt: skip
         if self._door.role.removed:
             response.errors.append(f"kvserver: {REMOVED}")
+        if unfit := why_unfit(standing(self._door)):
+            response.errors.append(f"kvserver: {unfit}")
         response.errors.extend(alarm.text() for alarm in self._door.alarms.raised)
         with self._door.storage.read() as txn:
             self._door.fill(response.header, current_revision(txn))
@@ -163,6 +168,8 @@ class MaintenanceServicer(rpc_pb2_grpc.MaintenanceServicer):
     ) -> None:
         if self._door.me in self._door.alarms.corrupt:  # a backup must be sound
             raise CorruptClusterError
+        if Reason.UNVERIFIED in self._door.raft_status().fitness.reasons:
+            raise UnverifiedError
         await self._door.own_answers_visible()
         await self._snapshots.send(context.write)
 

@@ -19,8 +19,9 @@ from kvserver.api.standing import Standing, standing, why_not_ready
 from kvserver.mvcc.history import compacted_revision
 from kvserver.mvcc.store import current_revision
 from kvserver.pipeline.alarms import Alarm
-from kvserver.raft.engine import RaftStatus
 from kvserver.raft.entry import MemberId
+from kvserver.raft.fitness import Reason
+from kvserver.raft.status import RaftStatus
 
 
 @dataclass(frozen=True)
@@ -95,6 +96,7 @@ def families(now: Figures) -> Iterator[Metric]:
     yield from _space(now)
     yield from _waiting(now)
     yield from _who(now)
+    yield from _fitness(now)
     yield from _cluster(now)
 
 
@@ -173,6 +175,19 @@ def _who(now: Figures) -> Iterator[Metric]:
     yield _gauge(
         "kv_ready", "Whether the active serves, or a standby is fit for promotion; as /readyz.",
         not why_not_ready(now.standing),
+    )  # fmt: skip
+
+
+def _fitness(now: Figures) -> Iterator[Metric]:
+    unfit = GaugeMetricFamily(
+        "kv_unfit", "Whether this node is unfit for this reason.", labels=["reason"]
+    )
+    for reason in Reason:
+        unfit.add_metric([reason.value], reason in now.standing.fitness.reasons)
+    yield unfit
+    yield _gauge(
+        "kv_verified_part", "Part of the data that was read since the node came back.",
+        now.standing.verified_part,
     )  # fmt: skip
 
 

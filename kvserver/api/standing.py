@@ -1,10 +1,11 @@
 """How a node stands, for those who watch it from outside: the picture, and what follows from it."""
 
 from collections.abc import Collection
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Final
 
 from kvserver.api.door import Door
+from kvserver.raft.fitness import Fitness, Reason
 
 SILENT_S_MAX: Final = 5.0
 """A raft thread that shows no life for so long counts as dead: half of what ends the process."""
@@ -20,11 +21,14 @@ class Standing:
     """For promotion, as the consensus sees it."""
     learner: bool = False
     removed: bool = False
-    disqualified: bool = False
+    fitness: Fitness = field(default_factory=Fitness)
+    """Of the node's state."""
     out_of_space: bool = False
     """Any member is: all refuse what takes room."""
     obstacle: str | None = None
     """Why this node serves nobody, for a reason of its own."""
+    verified_part: float = 1.0
+    """Which part of the state was read since it came back."""
     raft_silent_s: float = 0.0
 
 
@@ -37,11 +41,22 @@ def standing(door: Door) -> Standing:
         fit=raft.fit,
         learner=mine is not None and mine.learner,
         removed=door.role.removed,
-        disqualified=raft.disqualified,
+        fitness=raft.fitness,
         out_of_space=door.alarms.out_of_space,
         obstacle=door.role.obstacle,
+        verified_part=door.verified_part(),
         raft_silent_s=door.raft_silent_s(),
     )
+
+
+def why_unfit(node: Standing) -> str:
+    """Why a node should not serve, or could not at once, for an operator; empty if it could."""
+    if Reason.UNVERIFIED not in node.fitness.reasons:
+        return node.fitness.text
+    serves = (
+        "serves all the same, as all were restarted" if node.active else "serves nothing before"
+    )
+    return f"{node.fitness.text}: {node.verified_part:.0%} of its data is read; it {serves}"
 
 
 def why_not_live(node: Standing) -> str:
@@ -57,9 +72,10 @@ def why_not_ready(node: Standing) -> str:
         return node.obstacle
     flaws = (
         (node.removed, "removed from the cluster"),
-        (node.disqualified, "disqualified"),
+        (Reason.DISQUALIFIED in node.fitness.reasons, Reason.DISQUALIFIED.value),
         (node.learner, "learner"),
         (not node.leader_known, "no leader"),
+        (bool(node.fitness.reasons), node.fitness.text),
         (not node.fit, "not fit for promotion"),
     )
     return next((flaw for found, flaw in flaws if found), "")
@@ -77,7 +93,10 @@ def why_not_healthy(node: Standing, excluded: Collection[str] = ()) -> str:
     flaws = (
         (node.removed, "NODE REMOVED"),
         (node.out_of_space and "NOSPACE" not in excluded, "ALARM NOSPACE"),
-        (node.disqualified and "CORRUPT" not in excluded, "ALARM CORRUPT"),
+        (
+            Reason.DISQUALIFIED in node.fitness.reasons and "CORRUPT" not in excluded,
+            "ALARM CORRUPT",
+        ),
         (not node.leader_known, "RAFT NO LEADER"),
     )
     return next((flaw for found, flaw in flaws if found), "")

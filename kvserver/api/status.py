@@ -37,6 +37,10 @@ CATALOGUE: Final[dict[type[errors.RequestError], Status]] = {
         StatusCode.RESOURCE_EXHAUSTED, "etcdserver: mvcc: database space exceeded"
     ),
     errors.CorruptClusterError: Status(StatusCode.DATA_LOSS, "etcdserver: corrupt cluster"),
+    errors.UnverifiedError: Status(
+        StatusCode.UNAVAILABLE,
+        "kvserver: this node has not verified its data yet; ask another one, or again in a while",
+    ),
     errors.EmptyKeyError: Status(StatusCode.INVALID_ARGUMENT, "etcdserver: key is not provided"),
     errors.KeyTooLongError: Status(
         StatusCode.INVALID_ARGUMENT, "kvserver: key is longer than 480 bytes"

@@ -26,7 +26,18 @@ QUEUE_RESPONSES_MAX: Final = 10_000
 FULL_PAUSE_S: Final = 0.01
 
 FRAGMENT_BYTES: Final = 1_572_864 + (512 << 10)
-"""Largest response to a watcher that asked for fragments, as in etcd."""
+"""Largest response to a watcher that asked for fragments, as in etcd; one event may be larger."""
+
+RESPONSE_BYTES: Final = 2 << 20
+"""Of a response, up to the end of a revision: the rows before changes count as well, so that not a
+thousand deletions of large values become one response. The watcher gets the rest in later ones."""
+
+EVENT_BYTES: Final = 6
+"""What an event takes in a response besides its own bytes, at most: its tag and its length."""
+
+RESPONSE_HEAD_BYTES: Final = 80
+"""What a response takes besides events, at most: four numbers of a header, the id of the watcher,
+the mark of a fragment, each with its tag, and the length of the header."""
 
 PROGRESS_LOOK_S: Final = 1.0
 
@@ -96,23 +107,26 @@ class WatchStream:
         """True while it takes no more events."""
         return self._queued_bytes >= QUEUE_BYTES_MAX
 
-    def send(self, watcher: Watcher, changes: list[Change], news: News) -> None:
-        """Queue the events of changes."""
+    def send(self, watcher: Watcher, changes: list[Change], news: News) -> int | None:
+        """Queue the events of changes, as many as belong into a response."""
         if watcher.progress:
             watcher.idle_since = self._door.clock.monotonic()
         if watcher.fragment:
-            self._send_fragments(watcher, changes, news)
-            return
+            events, left_from = _events(watcher, changes, news.txn)
+            self._send_fragments(watcher, events, news)
+            return left_from
         # two messages one behind the other are one message: what is the watcher's own comes first
         of_all = (watcher.prev_kv, *map(id, changes))
-        body = news.made.get(of_all)
-        if body is None:
-            events = [_event(watcher, change, news.txn) for change in changes]
-            body = news.made[of_all] = self._response(news.revision, events=events)
-        self._queue_up(_of_watcher(watcher.number), body)
+        made = news.made.get(of_all)
+        if made is None:
+            events, left_from = _events(watcher, changes, news.txn)
+            body = self._response(news.revision, events=events)
+            made = news.made[of_all] = body, left_from
+        self._queue_up(_of_watcher(watcher.number), made[0])
+        return made[1]
 
-    def _send_fragments(self, watcher: Watcher, changes: list[Change], news: News) -> None:
-        parts = list(_fragments([_event(watcher, change, news.txn) for change in changes]))
+    def _send_fragments(self, watcher: Watcher, events: list[Event], news: News) -> None:
+        parts = list(_fragments(events))
         for part in parts:
             more = part is not parts[-1]
             body = self._response(news.revision, events=part, fragment=more)
@@ -292,14 +306,35 @@ def _event(watcher: Watcher, change: Change, txn: ReadTxn | None) -> Event:
     return event
 
 
+def _events(
+    watcher: Watcher, changes: list[Change], txn: ReadTxn | None
+) -> tuple[list[Event], int | None]:
+    """Events of whole revisions for one response, and the revision of the first change left."""
+    events: list[Event] = []
+    size = RESPONSE_HEAD_BYTES
+    revision = 0
+    for change in changes:
+        if size >= RESPONSE_BYTES and change.revision != revision:
+            return events, change.revision
+        revision = change.revision
+        events.append(_event(watcher, change, txn))
+        size += _carried_bytes(events[-1])
+    return events, None
+
+
+def _carried_bytes(event: Event) -> int:
+    """What an event adds to a response: key, value, the row before it, and what frames them."""
+    return event.ByteSize() + EVENT_BYTES
+
+
 def _fragments(events: Iterable[Event]) -> Iterable[list[Event]]:
     part: list[Event] = []
-    size = 0
+    size = RESPONSE_HEAD_BYTES
     for event in events:
-        event_bytes = event.ByteSize()
+        event_bytes = _carried_bytes(event)
         if part and size + event_bytes > FRAGMENT_BYTES:
             yield part
-            part, size = [], 0
+            part, size = [], RESPONSE_HEAD_BYTES
         part.append(event)
         size += event_bytes
     yield part

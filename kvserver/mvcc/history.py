@@ -54,8 +54,10 @@ def write_changes(txn: WriteTxn, changes: Iterable[Change]) -> None:
             (at, _HEAD.pack(each.kind, len(each.key)) + each.key + each.stored)
             for at, each in moments
         ],
+        fresh=True,
     )
-    txn.put_many(KEY_HISTORY, [(each.key, at + bytes([each.kind])) for at, each in moments])
+    marks = [(each.key, at + bytes([each.kind])) for at, each in moments]
+    txn.put_many(KEY_HISTORY, marks, fresh=True)
 
 
 def compacted_revision(txn: ReadTxn) -> int:

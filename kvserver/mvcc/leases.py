@@ -16,6 +16,7 @@ from kvpb.rpc_pb2 import LeaseGrantRequest
 from kvserver.errors import LeaseExistsError, LeaseNotFoundError
 from kvserver.mvcc.pace import Pace
 from kvserver.storage.contract import ReadTxn, WriteTxn
+from kvserver.storage.rows import damaged
 from kvserver.storage.schema import LEASE, LEASE_KEY
 
 _ID: Final = struct.Struct(">q")
@@ -118,7 +119,8 @@ class Leases:
     def live_on(self, lease: int) -> None:
         """Promise its full time anew to one that was used, once half of the slack is gone."""
         row = find_lease(self._txn, lease)
-        assert row is not None
+        if row is None:
+            raise damaged(f"the lease of the session {lease:x} is missing")
         if row.deadline_ms < self._log_time_ms + 1000 * row.ttl_s + 500 * _slack_s(row.ttl_s):
             self._promise(lease, row.ttl_s)
 

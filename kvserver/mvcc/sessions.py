@@ -11,7 +11,7 @@ Invariants, of each session:
 
 import struct
 import zlib
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from typing import Final
 
 from google.protobuf.message import Message
@@ -19,7 +19,12 @@ from google.protobuf.message import Message
 from kvpb.raft_pb2 import Command, KeptAnswer, SessionRow
 from kvpb.rpc_pb2 import DeleteRangeResponse, PutResponse, TxnResponse
 from kvserver.errors import (
+    ERROR_NUMBERS,
     AnswerTooLargeError,
+    CompactedError,
+    FutureRevisionError,
+    KeyNotFoundError,
+    LeaseNotFoundError,
     RequestError,
     SessionNotFoundError,
     WindowFullError,
@@ -49,8 +54,17 @@ _RESPONSES: Final[dict[str, type[Answer]]] = {
 }  # fmt: skip
 """What the writes that may be numbered are answered with."""
 
-_ERRORS: Final = {kind.__name__: kind for kind in RequestError.__subclasses__()}
-"""The names are on disks: one that applying can raise must not change, or stand here twice."""
+_NAMES: Final[Mapping[str, type[RequestError]]] = {
+    "KeyNotFoundError": KeyNotFoundError,
+    "LeaseNotFoundError": LeaseNotFoundError,
+    "CompactedError": CompactedError,
+    "FutureRevisionError": FutureRevisionError,
+}
+"""What answers name that were kept below the level of numbers: on disks for ever, whatever the
+classes are called. No other error of a numbered write was kept by name."""
+
+_NAME_OF: Final = {kind: name for name, kind in _NAMES.items()}
+_NUMBER_OF: Final = {kind: number for number, kind in ERROR_NUMBERS.items()}
 
 
 class _Session:
@@ -120,12 +134,22 @@ class Sessions:
             raise WindowFullError
         return None
 
-    def keep(self, command: Command, answer: Message | RequestError) -> None:
-        """What a numbered write was answered, now that it is applied."""
+    def keep(
+        self, command: Command, answer: Message | RequestError, *, numbered_errors: bool
+    ) -> None:
+        """What a numbered write was answered, now that it is applied.
+
+        Args:
+            command: the write.
+            answer: its response, or the error with which it changed nothing.
+            numbered_errors: whether an error is kept by number; all members must read that.
+        """
         session = self._find(command.session)
         kept = KeptAnswer(sequence=command.sequence, digest=_digest(command))
-        if isinstance(answer, RequestError):
-            kept.error = type(answer).__name__
+        if isinstance(answer, RequestError) and numbered_errors:
+            kept.error_number = _NUMBER_OF[type(answer)]
+        elif isinstance(answer, RequestError):
+            kept.error = _NAME_OF[type(answer)]
         else:
             response = answer.SerializeToString(deterministic=True)
             room = min(KEPT_BYTES_MAX, SESSION_BYTES_MAX - session.bytes)
@@ -166,15 +190,23 @@ def _repeated(kept: KeptAnswer, command: Command) -> Answer:
         case "response":
             return _RESPONSES[kind].FromString(kept.response)
         case "error":
-            raise _ERRORS[kept.error]
+            raise _NAMES[kept.error]
+        case "error_number":
+            raise ERROR_NUMBERS[kept.error_number]
         case _:
             raise AnswerTooLargeError
 
 
-def has_answer(txn: ReadTxn, command: Command) -> bool:
-    """Whether a numbered write was applied before, as far as a transaction sees."""
+def is_settled(txn: ReadTxn, command: Command) -> bool:
+    """Whether a numbered write changes nothing any more, as far as a transaction sees.
+
+    It was applied before, or its client has said that it is done with it. Neither is ever undone.
+    """
     row = txn.get(SESSION, _ID.pack(command.session))
-    return row is not None and command.sequence in _Session(SessionRow.FromString(row)).answers
+    if row is None:
+        return False
+    session = _Session(SessionRow.FromString(row))
+    return command.sequence <= session.done_to or command.sequence in session.answers
 
 
 def _digest(command: Command) -> int:

@@ -40,6 +40,7 @@ from kvserver.mvcc.path import Path, check_exists, check_path, check_ranges, cho
 from kvserver.mvcc.ranges import read_range
 from kvserver.mvcc.sessions import Sessions
 from kvserver.storage.contract import ReadTxn, WriteTxn
+from kvserver.storage.rows import damaged
 from kvserver.storage.schema import KV, META
 
 FIRST_REVISION: Final = 1
@@ -70,6 +71,8 @@ class Writer:
         """Rows as single puts see them; None for a key that does not exist."""
         self._unwritten: dict[bytes, bytes] = {}
         """Rows of single puts. Invariant: written before anything else looks at the keys."""
+        self._replaced: dict[bytes, bytes | None] = {}
+        """For each of these what is written now; None for a key that is not there."""
         self._unrecorded: list[Change] = []
         """Changes that are not in the history yet. Invariant: as for `_unwritten`."""
         self.changes: list[Change] = []
@@ -95,8 +98,8 @@ class Writer:
 
     def _write(self) -> None:
         if self._unwritten:
-            self._txn.put_many(KV, self._unwritten.items())
-            self._unwritten = {}
+            self._txn.put_many(KV, self._unwritten.items(), before=self._replaced)
+            self._unwritten, self._replaced = {}, {}
         self._known = {}
         if self._unrecorded:
             for some in self._pace.chunks(self._unrecorded):
@@ -119,6 +122,8 @@ class Writer:
         self.revision += 1
         row, response = _replace(request, before, self.revision)
         self._move(key, before, row)
+        if key not in self._unwritten:
+            self._replaced[key] = stored
         new = self._known[key] = self._unwritten[key] = encode_row(row)
         self._unrecorded.append(Change(self.revision, 0, PUT, key, new, stored or b""))
         return response
@@ -163,6 +168,8 @@ class Writer:
         self.sessions.end(request.ID)
         for some in self._pace.chunks(keys):
             rows = self._txn.get_many(KV, some)
+            if len(rows) < len(some):
+                raise damaged(f"a key of the lease {request.ID:x} is missing")
             for key in some:
                 self._txn.delete(KV, key)
                 self._record(self.revision + 1, DELETE, key, b"", rows[key])

@@ -13,8 +13,9 @@ from kvserver.pipeline.proposer import Proposer
 from kvserver.pipeline.role import RoleMachine
 from kvserver.pipeline.roster import Roster
 from kvserver.pipeline.space import Space
-from kvserver.raft.engine import RaftStatus
 from kvserver.raft.entry import MemberId
+from kvserver.raft.fitness import Reason
+from kvserver.raft.status import RaftStatus
 
 LOOK_S: Final = 0.25
 
@@ -73,16 +74,19 @@ class AlarmKeeper:
     async def look(self, status: RaftStatus | None) -> None:
         """See what has changed; on the active propose what is due, and wait for it."""
         self._space.look()
-        if self._space.full is not self._said_full:
-            self._said_full = self._space.full
-            self._on_word(self._said_full)
+        # how much an unverified state takes is told by numbers that may be damaged
+        verified = status is not None and Reason.UNVERIFIED not in status.fitness.reasons
+        full = self._space.full and verified
+        if full is not self._said_full:
+            self._said_full = full
+            self._on_word(full)
         self._tell()
         if status is None or not self._role.leads:
             return
         words = {peer: said.out_of_space for peer, said in status.peers.items()}
         due = due_changes(
             self._alarms.raised,
-            out_of_space={**words, self._me: self._space.full},
+            out_of_space={**words, self._me: full},
             members=self._roster.members.keys(),
         )
         for change in due:

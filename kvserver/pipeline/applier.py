@@ -21,9 +21,13 @@ from kvserver.mvcc.pace import Pace
 from kvserver.mvcc.sessions import Answer
 from kvserver.mvcc.store import Writer, current_revision
 from kvserver.pipeline.alarms import Alarms
-from kvserver.pipeline.features import check_level
+from kvserver.pipeline.features import (
+    BATCH_FORMATS,
+    DIGESTS_LEVEL,
+    ERROR_NUMBER_LEVEL,
+    check_level,
+)
 from kvserver.pipeline.outcome import Result
-from kvserver.pipeline.proposer import BATCH_FORMAT
 from kvserver.pipeline.roster import Roster
 from kvserver.raft.entry import MemberId
 from kvserver.raft.journal import load_configuration
@@ -83,6 +87,7 @@ class Applier:
             self.alarms.load(txn)
             self._find_compaction(txn)
         check_level(self.feature_level)
+        self._keep_digests()
         self._staged_index = self.applied_index
 
     @property
@@ -139,10 +144,10 @@ class Applier:
             commands = CommandBatch.FromString(batch)
         except DecodeError as error:
             raise LogNotUnderstoodError(f"log entry {index} can't be read: {error}") from error
-        if commands.format != BATCH_FORMAT:
+        if commands.format not in BATCH_FORMATS:
             raise LogNotUnderstoodError(
                 f"log entry {index} has format {commands.format}, this kvserver knows "
-                f"{BATCH_FORMAT}; start the version that wrote it"
+                f"{BATCH_FORMATS[-1]}; start the version that wrote it"
             )
         assert commands.log_time_ms >= self.log_time_ms
         self.log_time_ms = commands.log_time_ms
@@ -159,7 +164,8 @@ class Applier:
             return before
         result = self._execute(writer, command, index, term)
         assert isinstance(result, RequestError | Answer)
-        writer.sessions.keep(command, result)
+        numbered_errors = self.feature_level >= ERROR_NUMBER_LEVEL
+        writer.sessions.keep(command, result, numbered_errors=numbered_errors)
         return result
 
     def _execute(self, writer: Writer, command: Command, index: int, term: int) -> Result:
@@ -214,6 +220,11 @@ class Applier:
         self.feature_level = max(self.feature_level, level)
         row = self.feature_level.to_bytes(8, "big")
         self._storage.writer().put(META, _FEATURE_LEVEL, row)
+        self._keep_digests()
+
+    def _keep_digests(self) -> None:
+        if self.feature_level >= DIGESTS_LEVEL:
+            self._storage.keep_digests()
 
     def work(self) -> bool:
         """Do a little of what is to be done at leisure; True if there was something.

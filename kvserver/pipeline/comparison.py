@@ -20,12 +20,12 @@ from kvserver.mvcc.statehash import StateHash
 from kvserver.mvcc.store import current_revision
 from kvserver.pipeline.alarms import Alarm, Alarms, raising
 from kvserver.pipeline.proposer import Proposer
+from kvserver.pipeline.rest import pause_s
 from kvserver.pipeline.role import RoleMachine
 from kvserver.pipeline.roster import Roster
-from kvserver.pipeline.scrub import pause_s
 from kvserver.raft.election import quorum
-from kvserver.raft.engine import RaftStatus
 from kvserver.raft.entry import MemberId
+from kvserver.raft.status import RaftStatus
 from kvserver.storage.contract import Storage
 
 LEVEL: Final = 1

@@ -8,7 +8,7 @@ from kvserver.mvcc.leases import LeaseChange
 from kvserver.pipeline.outcome import Outcome, settle
 from kvserver.pipeline.proposer import Proposer
 from kvserver.pipeline.reader import read_outcomes
-from kvserver.raft.engine import RaftStatus
+from kvserver.raft.status import RaftStatus
 
 
 class Crossing:
@@ -82,7 +82,7 @@ class Crossing:
         self.applied_index_visible = status.visible_index
         news = (
             status.term, status.leader, status.active, status.established, status.peers,
-            status.disqualified,
+            status.fitness,
         )  # fmt: skip
         changed = news != self._told
         if changed:

@@ -11,7 +11,7 @@ from kvpb.raft_pb2 import Command, PublishMember
 from kvserver.errors import LogNotUnderstoodError, NotCapableError
 from kvserver.raft.entry import MemberId
 
-FEATURE_LEVEL: Final = 2
+FEATURE_LEVEL: Final = 3
 """Of this version. Raised when the log, the state or the peer messages get something new."""
 
 COMMAND_LEVELS: Final[Mapping[str, int]] = {
@@ -24,6 +24,31 @@ COMMAND_LEVELS: Final[Mapping[str, int]] = {
 
 NUMBERED_LEVEL: Final = COMMAND_LEVELS["open_session"]
 """For commands with a session. Load-bearing: an older member would apply a repeated one again."""
+
+DIGESTS_LEVEL: Final = 3
+"""From here on the state names the digests of its databases: an older version would change rows
+without counting them."""
+
+CALLER_LEVEL: Final = 3
+"""For commands that name who asks. Load-bearing: an older member would apply one without asking."""
+
+ERROR_NUMBER_LEVEL: Final = 3
+"""From here on answers that are kept name errors by number. Decided by the level as of the command,
+which is the same on all members."""
+
+BATCH_FORMATS: Final = (1, 2)
+"""Of entries, as far as this version reads them."""
+
+_FORMAT_2_LEVEL: Final = 3
+
+
+def batch_format(level: int) -> int:
+    """Format in which an entry is written at a level of the cluster.
+
+    With 2 an older version stops at the entry. In 1 it would pass over fields that it does not know
+    and go on with another state than the others.
+    """
+    return 2 if level >= _FORMAT_2_LEVEL else 1
 
 
 def level_to_use(
@@ -45,7 +70,12 @@ def check_command(command: Command, level: int) -> None:
     """
     kind = command.WhichOneof("request")
     assert kind is not None
-    if COMMAND_LEVELS[kind] > level or (command.session and level < NUMBERED_LEVEL):
+    needed = [COMMAND_LEVELS[kind]]
+    if command.session:
+        needed.append(NUMBERED_LEVEL)
+    if command.HasField("caller"):
+        needed.append(CALLER_LEVEL)
+    if max(needed) > level:
         raise NotCapableError
 
 

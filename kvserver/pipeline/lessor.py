@@ -8,7 +8,8 @@ Invariants:
 - a lease is kept alive only after a read round that began after its client asked: a deposed active
   renews nothing;
 - what a client is told ends before the promise in the log does;
-- nothing is ended while a client that asked in time waits for its answer.
+- nothing is ended while a client that asked in time waits for its answer;
+- nothing is answered while an entry of an earlier tenure may still end a lease (`_Tenure.loaded`).
 """
 
 import asyncio
@@ -16,7 +17,8 @@ import contextlib
 import heapq
 import math
 import random
-from collections.abc import Awaitable, Callable, Coroutine, Iterable
+from collections import Counter
+from collections.abc import Awaitable, Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass, field
 from itertools import islice
 from typing import Final
@@ -74,8 +76,6 @@ class _Lease:
     """Log time that the row promises."""
     due: float = 0.0
     """When it is looked at next. Invariant: it stands in the heap once, at this time."""
-    waiting: int = 0
-    """Keepalives that came in time and wait for their answer."""
     ending: bool = False
     """Its end is proposed."""
 
@@ -95,6 +95,13 @@ class _Tenure:
     gone: set[int] = field(default_factory=set)
     """Ended while the rows are read: what is read may be older."""
     loaded: asyncio.Event = field(default_factory=asyncio.Event)
+    """Until it is set no client is told anything and nothing is ended.
+
+    Invariant: set only after an entry that this tenure proposed was applied, and the rows were read
+    behind it. A node can lose its role and regain it within one term, with the end of a lease in
+    flight that its first tenure decided. Proposals enter the log in the order in which they were
+    made, so that end lies before the entry of the new tenure, or nowhere.
+    """
     over: bool = False
     fate_known: asyncio.Event = field(default_factory=asyncio.Event)
     """Set whenever the fate of leases that were ending is known."""
@@ -186,6 +193,9 @@ class Lessor:
         self._stamped_ms = stamped_ms
         self._on_failure = on_failure
         self._tenure: _Tenure | None = None
+        self._awaited: Counter[int] = Counter()
+        """Clients of each lease that wait for an answer which keeps it alive; of any tenure, since
+        they may have asked before this one began."""
 
     # ------------------------------------------------------------------ role
 
@@ -193,7 +203,7 @@ class Lessor:
         """This node is the active from now on: every lease has its time anew."""
         self.close()
         tenure = self._tenure = _Tenure(term, self._clock.monotonic())
-        for work in (self._load(tenure), self._look(tenure)):
+        for work in (self._load, self._look):
             self._spawn(tenure, work)
 
     def close(self) -> None:
@@ -212,14 +222,15 @@ class Lessor:
         tenure = self._tenure
         return len(tenure.leases) if tenure is not None and tenure.loaded.is_set() else None
 
-    def _spawn(self, tenure: _Tenure, work: Coroutine[None, None, None]) -> None:
-        task = asyncio.get_running_loop().create_task(self._guarded(work))
+    def _spawn(self, tenure: _Tenure, work: Callable[[_Tenure], Awaitable[None]]) -> None:
+        task = asyncio.get_running_loop().create_task(self._guarded(tenure, work))
         tenure.tasks.add(task)
         task.add_done_callback(tenure.tasks.discard)
 
-    async def _guarded(self, work: Coroutine[None, None, None]) -> None:
+    async def _guarded(self, tenure: _Tenure, work: Callable[[_Tenure], Awaitable[None]]) -> None:
+        """Run `work`, made only here: a tenure may be over before its tasks have begun."""
         try:
-            await work
+            await work(tenure)
         except Exception as error:  # noqa: BLE001 - whatever it is, the node must know
             self._on_failure(error)
 
@@ -274,10 +285,23 @@ class Lessor:
         number = request.ID or self._rng.randrange(1, 1 << 63)
         return LeaseGrantRequest(ID=number, TTL=max(request.TTL, self._ttl_s_min()))
 
+    @contextlib.contextmanager
+    def awaited(self, numbers: Collection[int]) -> Iterator[None]:
+        """Within it no end of these is proposed: their clients asked in time, and wait."""
+        self._awaited.update(numbers)
+        try:
+            yield
+        finally:
+            self._awaited.subtract(numbers)
+            for number in numbers:
+                if not self._awaited[number]:
+                    del self._awaited[number]
+
     def used(self, session: int) -> None:
         """The log has answered a write in a session: it lives on, as if it had been kept alive.
 
-        That the write was committed says as much as a read round.
+        That the write was committed says as much as a read round. It must have been `awaited`: else
+        the end of its session may lie behind it in the log.
         """
         lease = self._tenure.leases.get(session) if self._tenure is not None else None
         if lease and not lease.ending and not lease.falls_short(self._log_time_ms()):
@@ -292,19 +316,13 @@ class Lessor:
         Raises:
             NotActiveError: this node does not lead (any more); nothing was renewed.
         """
-        tenure = await self._loaded()
         wanted = list(numbers)
-        found = [lease for each in wanted if (lease := tenure.leases.get(each)) is not None]
-        for lease in found:
-            lease.waiting += 1
-        try:
+        with self.awaited(wanted):
+            tenure = await self._loaded()
             await self._linearizable()
             tenure.check()
             await self._settle(tenure, wanted)
             return [self._prolong(tenure, number) for number in wanted]
-        finally:
-            for lease in found:
-                lease.waiting -= 1
 
     async def _settle(self, tenure: _Tenure, numbers: list[int]) -> None:
         """Return when the log promises what clients are about to be told, and none is ending."""
@@ -369,13 +387,8 @@ class Lessor:
 
     async def _load(self, tenure: _Tenure) -> None:
         """Take over the leases of the predecessor, some at a time."""
-        while True:
-            try:
-                await self._linearizable()  # what was applied before is visible from here on
-            except RequestError:
-                await asyncio.sleep(RETRY_S)
-            else:
-                break
+        await _insist(self._settle_the_past)
+        await _insist(self._linearizable)  # what was applied before is visible from here on
         last: int | None = None
         while True:
             with self._storage.read() as txn:
@@ -391,6 +404,16 @@ class Lessor:
             await asyncio.sleep(0)
         tenure.gone.clear()
         tenure.loaded.set()
+
+    async def _settle_the_past(self) -> None:
+        """Return when nothing that an earlier tenure proposed can be applied any more.
+
+        Raises:
+            RequestError: it may be.
+        """
+        # A cluster that is not capable of this entry never was of one that ends a lease.
+        with contextlib.suppress(NotCapableError):
+            await self._propose_once(Command(pass_time=PassTime()))
 
     # ------------------------------------------------------------------ the end of leases
 
@@ -416,7 +439,7 @@ class Lessor:
             lease = tenure.leases[number]
             if lease.deadline > now:
                 tenure.schedule(number, lease, lease.deadline)
-            elif lease.waiting:
+            elif self._awaited[number]:
                 tenure.schedule(number, lease, now + LOOK_S)
             else:
                 due.append(number)
@@ -450,3 +473,14 @@ class Lessor:
         if tenure.leases and held_ms > min(TIME_HELD_MS, reign_ms / 3):
             with contextlib.suppress(RequestError):
                 await self._propose(Command(pass_time=PassTime()))
+
+
+async def _insist(step: Callable[[], Awaitable[None]]) -> None:
+    """Repeat a step of a new tenure until it succeeds; the end of the tenure cancels it."""
+    while True:
+        try:
+            await step()
+        except RequestError:
+            await asyncio.sleep(RETRY_S)
+        else:
+            return

@@ -10,26 +10,37 @@ import asyncio
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, Protocol
 
-from kvpb.raft_pb2 import Command, CommandBatch
+from kvpb.raft_pb2 import Command, CommandBatch, PassTime
 from kvserver.clock import Clock
 from kvserver.errors import (
+    NoSpaceError,
     NotActiveError,
     OutcomeUnknownError,
     RequestTooLargeError,
     TooManyRequestsError,
 )
-from kvserver.pipeline.features import check_command
+from kvserver.pipeline.features import batch_format, check_command
 from kvserver.pipeline.gathering import Gathering
 from kvserver.pipeline.limits import Limits
 from kvserver.pipeline.log_time import LogClock
 from kvserver.pipeline.outcome import Outcome, Response, Result
 
-BATCH_FORMAT: Final = 1
-
 ORPHAN_S: Final = 1.0
 """How long the entries of a deposed active may take to be decided by its successor."""
+
+
+class Room(Protocol):
+    """What there is room for."""
+
+    def admit(self, command: Command) -> None:
+        """Raise NoSpaceError for a command that must not be proposed now."""
+        ...
+
+    async def is_settled(self, command: Command) -> bool:
+        """Whether a numbered write changes nothing any more, as of all that was answered."""
+        ...
 
 
 @dataclass(slots=True, eq=False)
@@ -61,7 +72,7 @@ class Proposer:
         knock: Callable[[], None],
         log_time_ms: Callable[[], int],
         feature_level: Callable[[], int],
-        admit: Callable[[Command], None],
+        room: Room,
     ) -> None:
         """Nothing moves before the raft thread does.
 
@@ -71,13 +82,13 @@ class Proposer:
             knock: makes the raft thread take a turn; safe from the main thread.
             log_time_ms: newest applied stamp; called in the raft thread.
             feature_level: of the cluster; from any thread.
-            admit: raises the RequestError of a command that must not be proposed now.
+            room: says which commands must not be proposed now.
         """
         self._limits = limits
         self._clock = clock
         self._log_time_ms = log_time_ms
         self._feature_level = feature_level
-        self._admit = admit
+        self._room = room
         self._queue: deque[_Proposal] = deque()
         self._gathering = Gathering(self._queue, clock, knock)
         self._open: dict[_Proposal, None] = {}
@@ -105,16 +116,18 @@ class Proposer:
             RequestError: applying it gave this answer; nothing changed.
         """
         check_command(command, self._feature_level())
-        limits = self._limits
         size = command.ByteSize()
-        if size > limits.request_bytes_max:
+        if size > self._limits.request_bytes_max:
             raise RequestTooLargeError
-        full = len(self._open) >= limits.pending_requests_max
-        if full or self._open_bytes + size > limits.pending_bytes_max:
-            raise TooManyRequestsError
-        self._admit(command)
+        self._check_open(size)
+        try:
+            self._room.admit(command)
+        except NoSpaceError:
+            if not (command.session and await self._is_settled(command)):
+                raise
+            self._check_open(size)  # others came meanwhile
         loop = asyncio.get_running_loop()
-        deadline = self._clock.monotonic() + limits.request_timeout_s
+        deadline = self._clock.monotonic() + self._limits.request_timeout_s
         proposal = _Proposal(command, size, loop.create_future(), deadline)
         self._open[proposal] = None
         self._open_bytes += size
@@ -125,6 +138,22 @@ class Proposer:
         finally:
             del self._open[proposal]
             self._open_bytes -= size
+
+    def _check_open(self, size: int) -> None:
+        """Raise TooManyRequestsError if another command of this size is too much."""
+        full = len(self._open) >= self._limits.pending_requests_max
+        if full or self._open_bytes + size > self._limits.pending_bytes_max:
+            raise TooManyRequestsError
+
+    async def _is_settled(self, command: Command) -> bool:
+        """Whether a numbered write for which there is no room puts nothing any more.
+
+        Load-bearing: an earlier attempt may still be in the queue or in the log, even if nobody
+        waits for it any more. It must not be applied after its client was told that there is no
+        room. What is proposed behind it is applied after it, so first that is waited for.
+        """
+        await self.propose(Command(pass_time=PassTime()))
+        return await self._room.is_settled(command)
 
     def log_time_ms(self) -> int:
         """Log time now, if this node is the active."""
@@ -164,7 +193,7 @@ class Proposer:
         self._taken = batch
         self._gathering.taken()
         return CommandBatch(
-            format=BATCH_FORMAT,
+            format=batch_format(self._feature_level()),
             log_time_ms=self._log_clock.stamp(now),
             commands=[proposal.command for proposal in batch],
         ).SerializeToString()

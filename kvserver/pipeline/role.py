@@ -11,13 +11,17 @@ from typing import Final
 from kvserver.clock import Clock
 from kvserver.errors import CorruptClusterError, NotActiveError
 from kvserver.pipeline.limits import Limits
-from kvserver.raft.engine import RaftStatus
 from kvserver.raft.entry import MemberId
+from kvserver.raft.fitness import Fitness, Reason
+from kvserver.raft.status import RaftStatus
 
 REMOVED: Final = (
     "this node was removed from the cluster: stop it, and empty its data directory before it joins "
     "again"
 )
+
+
+RECOVERED: Final = "recovered"
 
 
 class Role(Enum):
@@ -52,6 +56,7 @@ class RoleMachine:
         self._changed = asyncio.Event()
         self._parked = 0
         self._obstacle: str | None = None
+        self._retired: str | None = None
         self.role = Role.STANDBY
         self.epoch = 0
         """Rises whenever the role moves: who remembers it sees that it moved there and back."""
@@ -60,7 +65,7 @@ class RoleMachine:
         """Of this term; None while unknown or suspected."""
         self.leads = False
         """This node decides what enters the log, whether it may serve or not."""
-        self._disqualified = False
+        self._fitness = Fitness()
         self._removed = False
 
     @property
@@ -71,7 +76,7 @@ class RoleMachine:
     @property
     def obstacle(self) -> str | None:
         """Why this node serves nobody, for a reason of its own."""
-        return self._obstacle
+        return self._retired or self._obstacle
 
     @property
     def removed(self) -> bool:
@@ -85,16 +90,21 @@ class RoleMachine:
 
     def observe(self, status: RaftStatus) -> None:
         """Take over what a turn has left behind."""
-        self.leads, self._disqualified = status.active, status.disqualified
+        self.leads, self._fitness = status.active, status.fitness
         reason = "elected" if status.active else "deposed"
-        if status.active and status.disqualified:
-            reason = "its state differs from that of others"
+        if status.active and not status.fitness.may_serve:
+            reason = f"its state must not be served: {status.fitness.text}"
         self._update(status.term, status.leader, reason)
 
     def obstruct(self, reason: str | None) -> None:
-        """Stop serving for a reason of this node's own (stopping, stuck), or go on with None."""
+        """Stop serving for a reason of this node's own (stuck), or go on with None."""
         self._obstacle = reason
-        self._update(self.term, self.leader, reason or "recovered")
+        self._update(self.term, self.leader, reason or RECOVERED)
+
+    def retire(self, reason: str) -> None:
+        """Stop serving for good: stopping, damaged."""
+        self._retired = self._retired or reason
+        self._update(self.term, self.leader, reason)
 
     def set_removed(self, removed: bool) -> None:
         """The members say whether this node is one of them."""
@@ -106,7 +116,7 @@ class RoleMachine:
         await self._changed.wait()
 
     def _update(self, term: int, leader: MemberId | None, reason: str) -> None:
-        serves = self.leads and not self._disqualified and self._obstacle is None
+        serves = self.leads and self._fitness.may_serve and self.obstacle is None
         role = Role.ACTIVE if serves else Role.STANDBY
         moved = role is not self.role
         if moved or leader != self.leader:
@@ -135,13 +145,13 @@ class RoleMachine:
                 break
             if self.active:
                 return
-        if self.leads and self._disqualified:
+        if self.leads and Reason.DISQUALIFIED in self._fitness.reasons:
             raise CorruptClusterError
         raise NotActiveError
 
     def _awaiting_election(self) -> bool:
         """Nobody is known to lead, or this node does but has not finished taking over."""
-        hopeless = self._obstacle is not None or self._removed
+        hopeless = self.obstacle is not None or self._removed
         return not hopeless and self.leader in (None, self._me)
 
     async def _park(self, left_s: float) -> bool:

@@ -4,16 +4,16 @@ Decided before anything is proposed, never by applying: the pages that are free 
 node, and nodes that decide differently hold different states. Main thread.
 """
 
+from collections.abc import Awaitable, Callable
 from typing import Final
 
 from kvpb.raft_pb2 import Command
 from kvpb.rpc_pb2 import TxnRequest
 from kvserver.clock import Clock
 from kvserver.errors import NoSpaceError
-from kvserver.mvcc.sessions import has_answer
+from kvserver.mvcc.sessions import is_settled
 from kvserver.pipeline.alarms import Alarms
 from kvserver.storage.contract import Storage
-from kvserver.storage.schema import DATABASES
 
 PUT_BYTES: Final = 256
 """What a put takes beside key and value, as etcd reckons."""
@@ -37,7 +37,14 @@ and visible yet: the quota may be overrun by so much."""
 class Space:
     """The state of this node against its quota."""
 
-    def __init__(self, storage: Storage, clock: Clock, quota_bytes: int, alarms: Alarms) -> None:
+    def __init__(
+        self,
+        storage: Storage,
+        clock: Clock,
+        quota_bytes: int,
+        alarms: Alarms,
+        moment: Callable[[], Awaitable[None]],
+    ) -> None:
         """Measure for the first time.
 
         Args:
@@ -46,8 +53,10 @@ class Space:
             quota_bytes: what the state may take: pages with rows of it. The log and the pages that
                 are free do not count; so deletions with a compaction make room.
             alarms: of the cluster.
+            moment: returns when a read transaction sees all that was answered before.
         """
         self._storage = storage
+        self._moment = moment
         self._clock = clock
         self.quota_bytes = quota_bytes
         self._alarms = alarms
@@ -78,14 +87,6 @@ class Space:
         cost = cost_of(command)
         if not cost:
             return
-        try:
-            self._take(cost)
-        except NoSpaceError:
-            if not (command.session and self._answered(command)):
-                raise
-            # it puts nothing: it asks for its answer again
-
-    def _take(self, cost: int) -> None:
         if self.full or self._alarms.out_of_space:
             raise NoSpaceError
         if self._used + self._admitted + cost > self.quota_bytes:
@@ -97,13 +98,20 @@ class Space:
                 raise NoSpaceError
         self._admitted += cost
 
-    def _answered(self, command: Command) -> bool:
+    async def is_settled(self, command: Command) -> bool:
+        """Whether a numbered write puts nothing any more: it may pass, to get its answer again.
+
+        All that was answered before this call is taken into account.
+
+        Raises:
+            RequestError: that can't be told here and now.
+        """
+        await self._moment()
         with self._storage.read() as txn:
-            return has_answer(txn, command)
+            return is_settled(txn, command)
 
     def _measure(self) -> None:
-        with self._storage.read() as txn:
-            self._used = sum(txn.size_of(each) for each in DATABASES if each.replicated)
+        _, self._used = self._storage.size()
         self._admitted = 0
         """Estimated bytes of what was let through since the last measure."""
         self._measured_at = self._clock.monotonic()

@@ -22,7 +22,8 @@ from kvserver.storage.contract import ReadTxn, Storage
 
 SLICE_CHANGES: Final = 1_000
 SLICE_BYTES: Final = 2 << 20
-"""Read from the history at a time, up to the end of a revision: whichever comes first."""
+"""Read from the history at a time, up to the end of a revision: whichever comes first. Rows before
+the changes are not counted, since only some watchers want them: sinks see to that themselves."""
 
 FULL_RETRY_S: Final = 0.02
 
@@ -35,8 +36,12 @@ class Sink(Protocol):
         """True while it takes no more."""
         ...
 
-    def send(self, watcher: "Watcher", changes: list[Change], news: "News") -> None:
-        """Take changes, at least one."""
+    def send(self, watcher: "Watcher", changes: list[Change], news: "News") -> int | None:
+        """Take changes, at least those of one revision.
+
+        Returns:
+            Revision of the first change that it does not take now, None if it takes all.
+        """
         ...
 
     def compacted(self, watcher: "Watcher", revision: int) -> None:
@@ -52,7 +57,7 @@ class News:
     """They have everything up to it then."""
     txn: ReadTxn | None
     """Shows what was before changes of the past."""
-    made: dict[object, bytes] = field(default_factory=dict)
+    made: dict[object, tuple[bytes, int | None]] = field(default_factory=dict)
     """What sinks have made of changes, for those who get the same: many watch one key."""
 
 
@@ -107,9 +112,15 @@ class WatcherIndex:
 
     def count(self) -> int:
         """How many there are; counted when asked."""
+        return sum(map(len, self._sets()))
+
+    def all(self) -> Iterator[Watcher]:
+        """Each of them once."""
+        return chain.from_iterable(self._sets())
+
+    def _sets(self) -> Iterator[set[Watcher]]:
         prefixes = (each.values() for each in self._prefixes.values())
-        sets = chain(self._keys.values(), self._ranges.values(), *prefixes)
-        return sum(len(watchers) for watchers in sets)
+        return chain(self._keys.values(), self._ranges.values(), *prefixes)
 
     def _place(self, interval: Interval) -> tuple[dict[object, set[Watcher]], object]:
         lo, hi = interval
@@ -192,7 +203,13 @@ class WatchHub:
         return len(self._behind)
 
     def close(self) -> None:
-        """Nobody is served here any more."""
+        """Nobody is served here any more.
+
+        A node that still leads goes on publishing: watchers whose streams have not ended yet must
+        not be told that they have what comes now.
+        """
+        for watcher in self._index.all():
+            watcher.live = False
         self._index = WatcherIndex()
         self._behind.clear()
         self._recent.clear()
@@ -228,12 +245,9 @@ class WatchHub:
                 if watcher.wants(change):
                     shares.setdefault(watcher, []).append(change)
         news = News(self.revision, None)
-        for watcher, share in shares.items():
-            if watcher.sink.full:
-                watcher.next_revision = share[0].revision
-                self._fall_behind(watcher)
-            else:
-                watcher.sink.send(watcher, share, news)
+        for watcher, left_from in _hand_out(shares, news).items():
+            watcher.next_revision = left_from
+            self._fall_behind(watcher)
 
     # ------------------------------------------------------------------ catching up
 
@@ -265,15 +279,19 @@ class WatchHub:
             if met:  # what is published but not visible yet belongs to the same past
                 changes += [c for _, each in self._recent for c in each if c.revision > newest]
                 reached = newest = max(newest, changes[-1].revision if changes else 0)
-            self._share_out(group, changes, newest, txn)
+            left = self._share_out(group, changes, newest, txn)
         for watcher in group:
+            if watcher in left:
+                watcher.next_revision = left[watcher]
+                continue
             watcher.next_revision = max(watcher.next_revision, reached + 1)
             if met:
                 self._enliven(watcher)
 
     def _share_out(
         self, group: Iterable[Watcher], changes: list[Change], newest: int, txn: ReadTxn
-    ) -> None:
+    ) -> dict[Watcher, int]:
+        """Hand out changes of the past; for those who have not taken all, where to go on."""
         finder = WatcherIndex()
         for watcher in group:
             finder.add(watcher)
@@ -282,9 +300,18 @@ class WatchHub:
             for watcher in finder.of(change.key):
                 if watcher.wants(change):
                     shares.setdefault(watcher, []).append(change)
-        news = News(newest, txn)
-        for watcher, share in shares.items():
-            watcher.sink.send(watcher, share, news)
+        return _hand_out(shares, News(newest, txn))
+
+
+def _hand_out(shares: dict[Watcher, list[Change]], news: News) -> dict[Watcher, int]:
+    """Give each its share; for those who have not taken all, the revision to go on from."""
+    left = {}
+    for watcher, share in shares.items():
+        full = watcher.sink.full
+        from_here = share[0].revision if full else watcher.sink.send(watcher, share, news)
+        if from_here is not None:
+            left[watcher] = from_here
+    return left
 
 
 def _slice(changes: Iterator[Change], newest: int) -> tuple[list[Change], int]:

@@ -15,6 +15,7 @@ from kvserver.raft.entry import REGULAR, Entry, MemberId
 from kvserver.raft.flow import MESSAGE_BYTES_MAX, MESSAGE_ENTRIES_MAX, SendWindow, Transfer
 from kvserver.raft.journal import DurableJournal
 from kvserver.raft.membership import Configuration, is_membership, voters_changed
+from kvserver.raft.nonsense import Sense
 from kvserver.raft.ports import Outbox, Proposals, StateMachine, Timings
 from kvserver.raft.reads import ReadRounds
 from kvserver.raft.seam import Node
@@ -57,8 +58,11 @@ class GuardedRaft(Voter):
         self._transfer: Transfer | None = None
         self._counting = False
         self._withholding_heartbeats = False
+        self.leader_commit_index = 0
+        """As the newest append told it."""
         self._present: set[MemberId] = set()
         """Whose connection is up; some may not be members as far as this node's log knows."""
+        self._sense = Sense(on_event)
         self.behind_log: set[MemberId] = set()
         """On a leader: peers that need entries which the log does not hold any more."""
         self._receivers: dict[str, Callable[[Node, Any], None]] = {
@@ -193,18 +197,15 @@ class GuardedRaft(Voter):
         Returns:
             The chosen peer, None if there is nobody or this node does not lead.
         """
-        voters = self._campaign.peers
-        connected = [n for n in self._nodes.values() if n in self.connected_nodes]
-        fit = set(voters) - self.disqualified
-        connected = [node for node in connected if node.id in fit]
-        if target is not None:
-            connected = [node for node in connected if node.id == target]
-        if not self.leading or not connected:
+        if not self.leading:
             return None
         if self._transfer is None:
-            node = max(connected, key=lambda n: (self.match_indexes[n], -n.id))
+            voters = self._campaign.peers
+            matches = {n.id: self.match_indexes[n] for n in self.connected_nodes if n.id in voters}
+            if (successor := self.unfit.successor(matches, target)) is None:
+                return None
             give_up_at = self._clock.monotonic() + self._timings.election_timeout_max
-            self._transfer = Transfer(node, give_up_at)
+            self._transfer = Transfer(self._nodes[successor], give_up_at)
         return MemberId(self._transfer.target.id)
 
     def withhold_heartbeats(self) -> None:
@@ -241,7 +242,7 @@ class GuardedRaft(Voter):
         self.library_tick()
         self._counting = False
         if self.leading:
-            if self._unfit:
+            if self._must_yield:
                 self.hand_over()
             self._replicate_all()
             self._pump_transfer()
@@ -253,13 +254,13 @@ class GuardedRaft(Voter):
         self.enter()
         # one that the log does not name yet may be the leader from whom to learn it
         node = self._nodes.get(member) or Node(member)
-        kind = message.WhichOneof("message")
-        if kind is None:
+        kind = message.WhichOneof("message") or ""
+        receive = self._receivers.get(kind)
+        if receive is None or not self._sense.makes(
+            member, message, self.term, self._journal.last_index
+        ):
             return
         was_leading = self.leading
-        receive = self._receivers.get(kind)
-        if receive is None:
-            return
         receive(node, getattr(message, kind))
         self._configure()
         if was_leading and not self.leading:
@@ -269,6 +270,7 @@ class GuardedRaft(Voter):
         """A connection to a peer is up; whatever was on its way before is lost."""
         self.enter()
         self._present.add(member)
+        self._sense.connected(member)
         node = self._nodes.get(member)
         if node is None:
             return
@@ -320,6 +322,7 @@ class GuardedRaft(Voter):
             self._reply_append(node)  # with the own term: the old leader steps down
             return
         self._epoch_in = append.epoch
+        self.leader_commit_index = append.commit_index
         self._campaign.leader_heard(self._clock.monotonic())
         commit_index = self.commit_index
         self.to_library(node, {
@@ -344,12 +347,9 @@ class GuardedRaft(Voter):
     ) -> None:
         """The term is that of the moment the reply is made, not of when it is flushed."""
         reply = raft_pb2.AppendReply(
-            term=self.term,
-            next_index=next_index,
-            reset=reset,
-            success=success,
+            term=self.term, next_index=next_index, reset=reset, success=success,
             epoch=self._epoch_in,
-        )
+        )  # fmt: skip
         self._outbox.send(node.id, PeerMessage(append_reply=reply), after_sync=True)
 
     # ------------------------------------------------------------------ leader

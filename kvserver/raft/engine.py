@@ -18,129 +18,35 @@ Invariants of a turn:
 - a turn that fails is never retried: memory has advanced past the disk.
 """
 
-import random
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
-from typing import Final, Protocol
+from collections.abc import Mapping
+from typing import Final
 
 from kvpb import raft_pb2
 from kvpb.raft_pb2 import PeerMessage
-from kvserver.clock import Clock
 from kvserver.raft import identity as identities
 from kvserver.raft.consensus import GuardedRaft
 from kvserver.raft.defragment import Defragmenter, Done
 from kvserver.raft.entry import MemberId
-from kvserver.raft.identity import PROTOCOL_VERSION, ClusterPlan
-from kvserver.raft.journal import DurableJournal, LogBounds, begin_log
+from kvserver.raft.fitness import LAG_ENTRIES, Fitness, Reason, Trust, Unfit
+from kvserver.raft.identity import PROTOCOL_VERSION
+from kvserver.raft.journal import DurableJournal, begin_log
 from kvserver.raft.members import MemberChange, MemberService
 from kvserver.raft.membership import Configuration, spanning
-from kvserver.raft.ports import Machine, Proposals, Timings
 from kvserver.raft.snapshot import SnapshotReceiver, SnapshotSender
-from kvserver.storage.contract import Copies, Storage
+from kvserver.raft.status import (
+    Connected,
+    Disconnected,
+    EngineParts,
+    Event,
+    RaftStatus,
+    Received,
+)
 
 EFFECTS_HELD_S: Final = 0.05
 """How long effects of committed entries may wait for a commit of the state."""
 
 COPY_PACE_S: Final = 0.004
 """How often the turn looks after a copy of the state that is under way."""
-
-
-@dataclass(frozen=True)
-class Connected:
-    """A peer said hello and is believed; also when a later hello of it changed."""
-
-    member: MemberId
-    hello: raft_pb2.Hello
-
-
-@dataclass(frozen=True)
-class Disconnected:
-    """The connection to a peer is gone."""
-
-    member: MemberId
-    replaced: bool = False
-    """By a newer one, which is up: what was on its way is lost, the peer is not."""
-
-
-@dataclass(frozen=True)
-class Received:
-    """A message of a believed peer."""
-
-    member: MemberId
-    message: PeerMessage
-
-
-Event = Connected | Disconnected | Received
-
-
-class Wire(Protocol):
-    """Connections to the peers."""
-
-    def send(self, member: MemberId, message: PeerMessage) -> None:
-        """Send on the open connection; dropped if there is none."""
-        ...
-
-    def say_hello(self) -> None:
-        """Say hello again on all open connections: what it says has changed."""
-        ...
-
-    def set_peers(self, peers: Mapping[MemberId, raft_pb2.Member]) -> None:
-        """Talk to these and nobody else."""
-        ...
-
-
-@dataclass(frozen=True)
-class RaftStatus:
-    """What a turn leaves behind, for everybody outside the raft thread."""
-
-    term: int
-    leader: MemberId | None
-    """None while unknown or suspected."""
-    leading: bool
-    active: bool
-    """Leading, and the no-op of the term is applied."""
-    established: bool
-    commit_index: int
-    applied_index: int
-    visible_index: int
-    """Newest entry whose effects a read transaction opened now sees."""
-    last_index: int
-    peers: Mapping[MemberId, raft_pb2.PublishMember]
-    """What the connected peers say about themselves; a new object whenever it changes."""
-    disqualified: bool = False
-    """This node's state must not be served."""
-
-    @property
-    def fit(self) -> bool:
-        """True if this node is in touch with a leader and its state may be served: for standbys."""
-        return self.established and self.leader is not None and not self.disqualified
-
-
-@dataclass(frozen=True)
-class EngineParts:
-    """What a node gives its engine."""
-
-    storage: Storage
-    copies: Copies
-    identity: raft_pb2.Identity
-    plan: ClusterPlan
-    timings: Timings
-    clock: Clock
-    rng: random.Random
-    wire: Wire
-    machine: Machine
-    proposals: Proposals
-    on_applied: Callable[[], None]
-    """Called in a turn when everything committed so far is applied, before the sync."""
-    on_turn: Callable[[RaftStatus, list[object], list[object]], None]
-    """Called last in a turn with reads to answer and reads that failed."""
-    on_members: Callable[[Configuration], None]
-    """Called when another configuration is applied, and at the start."""
-    on_event: Callable[..., None]
-    """Log: event name, then fields."""
-    on_aside: Callable[[MemberId, PeerMessage], None] = lambda *_: None
-    """Told what a peer says that is not about the log."""
-    bounds: LogBounds = field(default_factory=LogBounds)
 
 
 class RaftEngine:
@@ -168,6 +74,11 @@ class RaftEngine:
             parts.copies, parts.machine.applied_of, parts.on_event
         )  # fmt: skip
         self._defragmenter = Defragmenter(parts.copies, parts.machine.shadow, parts.on_event)
+        self._verified = parts.verified
+        """Invariant: false from the moment on that another state takes the place."""
+        self._generation = 0
+        """Of the state: rises when a copy of another member takes its place."""
+        self._trust = Trust()
         self._load()
 
     def _load(self) -> None:
@@ -208,6 +119,7 @@ class RaftEngine:
             protocol=PROTOCOL_VERSION, cluster_id=mine.cluster_id, member_id=mine.member_id,
             incarnation=mine.incarnation, established=mine.established, pins=pins,
             attributes=attributes, membership_index=self._raft.configuration.index,
+            unverified=not self._verified, met_verified=self._trust.met_verified,
         )  # fmt: skip
 
     def _known_pins(self) -> dict[int, int]:
@@ -247,8 +159,19 @@ class RaftEngine:
         """Send a peer something that is not about the log; dropped if it is not connected."""
         self._parts.wire.send(member, message)
 
+    def set_verified(self, generation: int) -> None:
+        """Somebody has read the whole of the state with this number: it is as it was written."""
+        if generation == self._generation and not self._verified:
+            self._verified = True
+            self._look_at_fitness()
+            self._parts.wire.say_hello()
+
     def defragment(self, done: Done) -> None:
         """Make the file of the state as small as what it holds; `done` is told how that ended."""
+        if not self._verified:  # the copy would be sound, whatever is missing in it
+            self._parts.on_event("defragment.failed", reason="the data is not verified yet")
+            done(False)
+            return
         self._defragmenter.begin(done, self._visible_index)
 
     # ------------------------------------------------------------------ the turn
@@ -260,7 +183,7 @@ class RaftEngine:
             NodeError: the disk or the log; do not turn again.
         """
         self._adopt_copy()
-        self._raft.disqualified = self._parts.machine.disqualified
+        self._look_at_fitness()
         self._take_compacted()
         self._deliver()
         if self._identity.established:
@@ -299,8 +222,34 @@ class RaftEngine:
             established=self._identity.established, commit_index=raft.commit_index,
             applied_index=raft.applied_index, visible_index=self._visible_index,
             last_index=self._journal.last_index, peers=self._peers,
-            disqualified=self.me in self._parts.machine.disqualified,
+            fitness=self._fitness(),
         )  # fmt: skip
+
+    def _look_at_fitness(self) -> None:
+        """Who must not serve, as far as is known now."""
+        raft, voters = self._raft, self._raft.configuration.voters
+        present = {m: hello for m, hello in self._hellos.items() if m in voters}
+        met = any(not hello.unverified or hello.met_verified for hello in present.values())
+        before = self._trust.met_verified
+        self._trust.look(leading=raft.leading, met=met or self._verified)
+        if self._trust.met_verified != before:
+            self._parts.wire.say_hello()
+        unverified = {member for member, hello in present.items() if hello.unverified}
+        if not self._verified:
+            unverified.add(self.me)
+        raft.unfit = Unfit(
+            self._parts.machine.disqualified, frozenset(unverified), trusted=self._trust.given
+        )
+
+    def _fitness(self) -> Fitness:
+        raft = self._raft
+        reasons = {
+            Reason.DISQUALIFIED: self.me in raft.unfit.disqualified,
+            Reason.UNVERIFIED: not self._verified,
+            Reason.LAGGING: raft.leader_commit_index > raft.applied_index + LAG_ENTRIES,
+        }
+        found = frozenset(reason for reason, holds in reasons.items() if holds)
+        return Fitness(found, trusted=self._trust.given)
 
     def match_index(self, member: MemberId) -> int:
         """Newest entry known to be durable on a peer; 0 unless this node leads. Any thread."""
@@ -341,7 +290,7 @@ class RaftEngine:
 
     def _serve_copies(self) -> None:
         raft = self._raft
-        if raft.leading and self.me not in raft.disqualified:  # what differs must not spread
+        if raft.leading and self.me not in raft.unfit.all:  # what is wrong must not spread
             self._sender.tick(
                 raft.term, raft.behind_log, raft.connected_members,
                 visible_index=self._visible_index,
@@ -384,7 +333,10 @@ class RaftEngine:
         fresh.commit(durable=True)
         self._parts.copies.adopt(fresh)
         self._parts.machine.reload()
+        self._verified = False
+        self._generation += 1
         self._load()
+        self._parts.on_replaced(self._generation)
         self._parts.on_event("snapshot.adopted", index=base.index, term=base.term)
 
     def _take_compacted(self) -> None:

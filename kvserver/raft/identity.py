@@ -20,7 +20,8 @@ from kvserver.raft.entry import Entry, MemberId
 from kvserver.raft.journal import begin_log, load_configuration, store_configuration
 from kvserver.raft.membership import Configuration
 from kvserver.storage.contract import ReadTxn, Storage
-from kvserver.storage.schema import DATABASES, IDENTITY
+from kvserver.storage.rows import damaged
+from kvserver.storage.schema import CLUSTER, DATABASES, IDENTITY, META
 
 PROTOCOL_VERSION: Final = 1
 """Of the peer messages; both ends must have the same."""
@@ -82,6 +83,17 @@ def load_plan(txn: ReadTxn) -> ClusterPlan:
 def store_identity(storage: Storage, identity: raft_pb2.Identity) -> None:
     """Put the identity into the turn's transaction."""
     storage.writer().put(IDENTITY, _IDENTITY_KEY, identity.SerializeToString())
+
+
+def refuse_lost_identity(storage: Storage) -> None:
+    """A state that belongs to nobody has lost its owner: it must not become somebody else's.
+
+    Raises:
+        DataDirError: it has rows, and no identity.
+    """
+    with storage.read() as txn:
+        if load_identity(txn) is None and (txn.entries(CLUSTER) or txn.entries(META)):
+            raise damaged("the data directory does not say whose it is")
 
 
 def open_identity(

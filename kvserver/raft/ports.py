@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from kvpb.raft_pb2 import PeerMessage
+from kvserver.config import Config
 from kvserver.raft.entry import MemberId
 from kvserver.storage.contract import ReadTxn, Storage
 
@@ -18,6 +19,17 @@ class Timings:
     check_quorum: float = 0.6
     rank_step: float = 0.03
     dead_peer: float = 1.5
+
+
+def timings_of(config: Config) -> Timings:
+    """As the operator wants them."""
+    return Timings(
+        heartbeat=config.heartbeat_ms / 1000,
+        election_timeout_min=config.election_timeout_ms_min / 1000,
+        election_timeout_max=config.election_timeout_ms_max / 1000,
+        check_quorum=config.check_quorum_ms / 1000,
+        dead_peer=config.dead_peer_ms / 1000,
+    )
 
 
 class Outbox(Protocol):

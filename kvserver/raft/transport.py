@@ -15,7 +15,6 @@ from google.protobuf.message import DecodeError
 from kvpb.raft_pb2 import Hello, Member, PeerMessage, Refusal
 from kvserver.clock import Clock
 from kvserver.errors import AddressError
-from kvserver.raft.engine import Connected, Disconnected, Event, Received
 from kvserver.raft.entry import MemberId
 from kvserver.raft.frames import (
     FRAME_BYTES_MAX,
@@ -25,6 +24,7 @@ from kvserver.raft.frames import (
     encode_frame,
 )
 from kvserver.raft.identity import NotMember, OwnDiskNew, PeerLostDisk
+from kvserver.raft.status import Connected, Disconnected, Event, Received
 from kvserver.telemetry import Repeats
 
 HELLO_WITHIN_S: Final = 2.0

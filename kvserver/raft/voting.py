@@ -12,6 +12,7 @@ from kvpb.raft_pb2 import PeerMessage
 from kvserver.clock import Clock
 from kvserver.raft.election import Answer, Campaign, LogPosition, Standing, quorum, rank
 from kvserver.raft.entry import MemberId
+from kvserver.raft.fitness import Unfit
 from kvserver.raft.journal import DurableJournal, SafetyError
 from kvserver.raft.ports import Outbox, Timings
 from kvserver.raft.seam import Node, Seam
@@ -43,12 +44,14 @@ class Voter(Seam):
         self._voting = False
         """A voter of its newest configuration: others do not campaign. They vote when asked, since
         one that was just promoted may not know it yet; a candidate counts the voters it knows."""
-        self.disqualified: frozenset[MemberId] = frozenset()
+        self.unfit = Unfit()
         """Members whose state must not be served. Their logs are sound: they vote and acknowledge
-        as others do, but stand for nothing while somebody else could serve."""
+        as others do, but leave it to others to lead while one of those could serve."""
         self._stand_in_until = float("-inf")
-        """Until then a disqualified member may stand after all: it knows what the others lack, and
-        hands over when they have it."""
+        """Until then such a member may stand after all: it knows what the others lack, and hands
+        over when they have it."""
+        self._leaderless_since: float | None = None
+        """None while there is a leader."""
         self._campaign = Campaign(timings.election_timeout_min)
         self._pre_vote_won = False
         self._outbid_at = float("-inf")
@@ -66,30 +69,46 @@ class Voter(Seam):
         return Standing(self.leading, self.term, self._log_position(), lost)
 
     @property
-    def _unfit(self) -> bool:
-        """Disqualified, and there is a voter that is not."""
-        others_fit = any(peer not in self.disqualified for peer in self._campaign.peers)
-        return self._me in self.disqualified and others_fit
+    def _must_yield(self) -> bool:
+        """This member must not serve, and one that may could lead."""
+        voters = self._campaign.peers
+        present = (node.id for node in self.connected_nodes if node.id in voters)
+        return self.unfit.must_yield(self._me, voters, present)
 
     def _reaches_quorum(self) -> bool:
         reached = sum(node.id in self._campaign.peers for node in self.connected_nodes)
         return reached + 1 >= quorum(len(self._campaign.peers) + 1)
 
-    def _may_stand(self) -> bool:
-        stands_in = self._clock.monotonic() < self._stand_in_until
-        return self._voting and (stands_in or not self._unfit)
+    def _may_stand(self, now: float) -> bool:
+        if not self._voting:
+            return False
+        if now < self._stand_in_until or not self._must_yield:
+            return True
+        return self._me not in self.unfit.disqualified and self._waited(now)
+
+    def _waited(self, now: float) -> bool:
+        """Whether others had the time to win an election: then the longest log may be here."""
+        since = self._leaderless_since
+        return since is not None and now > since + self._timings.election_timeout_max
+
+    def _look_for_leader(self, now: float) -> None:
+        if self.leading or not self._campaign.leader_lost(now):
+            self._leaderless_since = None
+        elif self._leaderless_since is None:
+            self._leaderless_since = now
 
     def _maybe_campaign(self) -> None:
         """Let the library campaign only after a pre-vote, or when the leader hands over."""
+        now = self._clock.monotonic()
+        self._look_for_leader(now)
         if self.leading:
             return
-        if not self._may_stand():
-            self.election_deadline = self._clock.monotonic() + self.draw_timeout()
+        if not self._may_stand(now):
+            self.election_deadline = now + self.draw_timeout()
             return
         if self.connected_nodes and (self._pre_vote_won or self.told_to_stand):
             self._pre_vote_won = False
             return  # the deadline is 0: the library campaigns in this tick, unless it is alone
-        now = self._clock.monotonic()
         if self.election_deadline < now:
             reason = self._campaign_reason()
             if self._campaign.is_news(self.term + 1, reason, now):
@@ -114,10 +133,11 @@ class Voter(Seam):
 
     def _stand_in_rank(self, lost: MemberId) -> None:
         """Stand when those before this member in the order of succession have had their time."""
-        if self._unfit:
+        if self._must_yield:
             return
         voters = {self._me, *self._campaign.peers}
-        place = rank(self._me, voters - self.disqualified or voters, lost)
+        fit = voters - self.unfit.all
+        place = rank(self._me, fit if self._me in fit else voters, lost)
         stand_at = self._clock.monotonic() + place * self._timings.rank_step
         self.election_deadline = min(self.election_deadline, stand_at)
 
@@ -182,9 +202,11 @@ class Voter(Seam):
             self.to_library(node, {"type": "response_vote", "term": reply.term})
 
     def _on_timeout_now(self, node: Node, message: raft_pb2.TimeoutNow) -> None:
-        fit = self._voting and not self._unfit
+        # who is unverified is told to by a leader that has nobody better
+        barred = self._me in self.unfit.disqualified and self._must_yield
+        able = self._voting and not barred
         # without a quorum it would only depose the leader; it is told again while that waits
-        if message.term == self.term and fit and self._reaches_quorum():
+        if message.term == self.term and able and self._reaches_quorum():
             self._event("election.campaign", term=self.term + 1, reason="leader hands over")
             self.to_library(node, {"type": "timeout_now", "term": message.term})
 

@@ -9,10 +9,11 @@ Invariant: the log that belongs to a state holds every entry behind the last-but
 """
 
 import threading
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import Protocol
 
+from kvserver.storage.digest import Digests
 from kvserver.storage.schema import Database
 
 LogEntry = tuple[bytes, int, int]
@@ -110,8 +111,23 @@ class ReadTxn(Protocol):
         """Values of `key` with `lo <= value < hi` in order, of a database with many."""
         ...
 
+    def finds_value(self, db: Database, key: bytes, value: bytes) -> bool:
+        """Whether a lookup finds this value of `key`, of a database with many."""
+        ...
+
+    def entries(self, db: Database) -> int:
+        """How many rows `db` counts."""
+        ...
+
     def last_value(self, db: Database, key: bytes, hi: bytes) -> bytes | None:
         """Greatest value of `key` below `hi`, of a database with many; None if there is none."""
+        ...
+
+    def digests(self) -> Digests | None:
+        """Digests of all replicated databases but META, as this transaction sees them (digest.py).
+
+        None if the state was written by a version that kept none, and nobody has counted since.
+        """
         ...
 
     def size_of(self, db: Database) -> int:
@@ -130,8 +146,27 @@ class WriteTxn(ReadTxn, Protocol):
         """Set `key`, 1 to 511 bytes, to `value`."""
         ...
 
-    def put_many(self, db: Database, pairs: Iterable[tuple[bytes, bytes]]) -> None:
-        """Set many at once: one call into the engine."""
+    def put_many(
+        self,
+        db: Database,
+        pairs: Iterable[tuple[bytes, bytes]],
+        *,
+        fresh: bool = False,
+        before: Mapping[bytes, bytes | None] | None = None,
+    ) -> None:
+        """Set many at once: one call into the engine, a second one to see what they replace.
+
+        Args:
+            db: where.
+            pairs: keys, each once, and values.
+            fresh: none of them may be there yet, as always in a database with many values; spares
+                the second call.
+            before: for each key the value that it has now, None for none, if the caller has read
+                them all in this transaction; spares it too.
+
+        Raises:
+            DataDirError: a fresh one is there.
+        """
         ...
 
     def delete(self, db: Database, key: bytes) -> bool:
@@ -152,6 +187,14 @@ class Storage(Protocol):
 
     def writer(self) -> WriteTxn:
         """The open write transaction of this turn, begun on first use."""
+        ...
+
+    def keep_digests(self) -> None:
+        """From the next commit on the state names the digests of its databases, once known."""
+        ...
+
+    def learn_digests(self, transaction: int, counted: Digests) -> None:
+        """Take over what was counted of a state that named none: the rows as of a transaction."""
         ...
 
     def commit(self, *, durable: bool = False) -> bool:

@@ -25,7 +25,7 @@ from kvserver.errors import (
     SnapshotFailedError,
     StoppedError,
 )
-from kvserver.storage.check import Check
+from kvserver.storage.check import check_all
 from kvserver.storage.contract import Storage
 from kvserver.storage.datadir import DataDir
 from kvserver.storage.env import LmdbStorage
@@ -137,8 +137,7 @@ def _check(folder: Path, given_up: threading.Event, *, for_good: bool) -> None:
     """Read a copy, and let it forget its node."""
     copy = LmdbStorage(folder)
     try:
-        check = Check(copy)
-        while not check.step():
+        for _ in check_all(copy):
             if given_up.wait(_CHECK_PAUSE_S):
                 raise StoppedError
         if for_good:

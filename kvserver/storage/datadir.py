@@ -1,7 +1,8 @@
 """The data directory: one owner at a time, one current environment, nothing foreign.
 
 Layout: `LOCK` (held for the life of the process), `CURRENT` (name of the environment in use,
-replaced atomically), `env-N/` (an LMDB environment and its log), `gone-N/` (being removed). LMDB by
+replaced atomically), `env-N/` (an LMDB environment and its log), `gone-N/` (being removed),
+`UNVERIFIED` (how many starts in a row have ended before the state was verified). LMDB by
 itself would let two nodes share a directory.
 """
 
@@ -22,6 +23,7 @@ _LOCK = "LOCK"
 _CURRENT = "CURRENT"
 _FIRST_ENVIRONMENT = "env-1"
 _GONE = "gone-"
+_UNVERIFIED = "UNVERIFIED"
 
 
 class DataDir:
@@ -83,6 +85,25 @@ class DataDir:
                 _sync(self.path.parent)
         _sync(self.path)
         return folder
+
+    def note_start(self) -> int:
+        """A process begins with this directory; how many before it ended before `note_verified`.
+
+        A damaged file can end a process by a signal, which leaves no word: a number is left.
+        """
+        file = self.path / _UNVERIFIED
+        try:
+            before = int(file.read_text())
+        except (OSError, ValueError):
+            before = 0
+        with suppress(OSError):  # it is a help, no more
+            file.write_text(f"{before + 1}\n")
+        return before
+
+    def note_verified(self) -> None:
+        """The state was read whole, and is sound."""
+        with suppress(OSError):
+            (self.path / _UNVERIFIED).unlink(missing_ok=True)
 
     def new_environment(self, source: Path) -> Path:
         """Make `source`, a folder in this directory, the next environment; not yet in use."""
@@ -164,8 +185,11 @@ def _refuse_foreign(path: Path) -> None:
     if not names or _CURRENT in names:
         return
     # a first start that was cut short leaves only what it had made so far
-    if names <= {_LOCK, _FIRST_ENVIRONMENT, _CURRENT + ".new", "copy-in", "copy-out"}:
+    beginnings = {_LOCK, _FIRST_ENVIRONMENT, _CURRENT + ".new", _UNVERIFIED, "copy-in", "copy-out"}
+    if names <= beginnings:
         return
+    if any(path.glob("env-[0-9]*/data.mdb")):
+        raise damaged(f"--data-dir {path}: {_CURRENT}, which says what is in use, is missing")
     raise DataDirError(
         f"--data-dir {path} holds files that are not kvserver's (such as '{min(names)}'); "
         "name an empty or a new directory"

@@ -22,9 +22,16 @@ import lmdb
 
 from kvserver.errors import DataDirError, NodeError, StoppedError
 from kvserver.storage.contract import LogEntry
+from kvserver.storage.digest import DIGESTED, Digests, Ledger
 from kvserver.storage.log_files import LogFiles, create_log, open_log
 from kvserver.storage.rows import damaged
-from kvserver.storage.schema import DATABASES, FORMAT_VERSION, GENERATION, IDENTITY
+from kvserver.storage.schema import (
+    DATABASES,
+    FORMAT_VERSION,
+    GENERATION,
+    IDENTITY,
+    Database,
+)
 from kvserver.storage.trouble import trouble
 from kvserver.storage.txn import READING, WRITING, Handles, LmdbReadTxn, LmdbWriteTxn
 
@@ -74,6 +81,8 @@ class _Environment:
         """
         self.folder = folder
         self._file = folder if read_only else folder / "data.mdb"
+        self.fresh = False
+        """It was empty: nothing in it is older than this object."""
         self._readers = 0
         self._retired = False
         self._removed = False
@@ -130,7 +139,9 @@ class _Environment:
         with self._file.open("rb") as file:
             head = file.read(2 * page_bytes)
         numbers = [_COMMIT.unpack_from(head, at + _COMMIT_AT)[0] for at in (0, page_bytes)]
-        if abs(numbers[0] - numbers[1]) > 1:
+        # commits take turns: the first root page has the even ones
+        misplaced = any(number and number % 2 != page for page, number in enumerate(numbers))
+        if abs(numbers[0] - numbers[1]) > 1 or misplaced:
             raise damaged(f"{self._file}: one of its two root pages is damaged")
 
     def _databases(self, txn: "lmdb.Transaction[bytes]") -> Handles:
@@ -139,12 +150,15 @@ class _Environment:
         One that is missing later is lost: an empty one in its place would be believed. Unless no
         version has opened the environment yet that knows it.
         """
-        fresh = txn.stat(self.lmdb.open_db(None, txn=txn))["entries"] == 0
+        fresh = self.fresh = txn.stat(self.lmdb.open_db(None, txn=txn))["entries"] == 0
+        if fresh and any(self.folder.glob("journal-*")):
+            raise damaged(f"{self._file} is empty, though a log lies beside it")
         handles: Handles = {}
         generation = GENERATION
         for db in _IN_ORDER:
             create = fresh or db.since > generation
             handles[db] = self.lmdb.open_db(db.name, txn=txn, dupsort=db.many, create=create)
+            self._check_flags(db, handles[db])
             if db is IDENTITY:
                 identity = LmdbWriteTxn(txn, handles)
                 self._check_format(identity, fresh=fresh)
@@ -159,12 +173,21 @@ class _Environment:
         for db in _IN_ORDER:
             if db.since <= generation:
                 handles[db] = self.lmdb.open_db(db.name, dupsort=db.many, create=False)
+                self._check_flags(db, handles[db])
             if db is IDENTITY:
                 with self.lmdb.begin() as txn:
                     identity = LmdbReadTxn(txn, handles)
                     self._check_format(identity, fresh=False)
                     generation = _generation(identity)
         return handles
+
+    def _check_flags(self, db: Database, handle: "lmdb._Database") -> None:
+        """How the engine orders and finds rows is what the file says, whatever is asked for."""
+        expected = {"dupsort"} if db.many else set()
+        found = {name for name, is_set in handle.flags().items() if is_set}
+        if found != expected:
+            told = f"the database '{db.name.decode()}' is marked {sorted(found)}"
+            raise damaged(f"{self._file}: {told}, and should be {sorted(expected)}")
 
     def _check_format(self, txn: LmdbReadTxn, *, fresh: bool) -> None:
         if fresh:
@@ -303,11 +326,36 @@ class LmdbStorage:
         """Takes its place with the next commit."""
         self._synced = 0
         """Batch of the log that the newest commit names."""
+        self._ledger = self._open_ledger()
+        self._keeps_digests = self._ledger.known and not self._environment.fresh
 
     @property
     def folder(self) -> Path:
         """Where the environment lives."""
         return self._environment.folder
+
+    def _open_ledger(self) -> Ledger:
+        if self._environment.fresh:
+            return Ledger(dict.fromkeys(DIGESTED, 0))
+        with self.read() as txn:
+            return Ledger(txn.digests())
+
+    def keep_digests(self) -> None:
+        """From the next commit on the state names its digests, as soon as they are known.
+
+        Not before all versions that may open it keep them too: who writes and does not count leaves
+        digests that look like damage.
+        """
+        self._keeps_digests = True
+
+    def learn_digests(self, transaction: int, counted: Digests) -> None:
+        """Take over what was counted of a state that named none: the rows as of a transaction."""
+        self._ledger.learn(transaction, counted)
+
+    @property
+    def fresh(self) -> bool:
+        """True if the environment was made by this process: nothing in it can be damaged yet."""
+        return self._environment.fresh
 
     def writer(self) -> LmdbWriteTxn:
         """The open write transaction of this turn, begun on first use."""
@@ -316,7 +364,7 @@ class LmdbStorage:
             environment = self._environment
             with READING:
                 txn = environment.lmdb.begin(write=True)
-            self._open = LmdbWriteTxn(txn, environment.handles)
+            self._open = LmdbWriteTxn(txn, environment.handles, self._ledger)
         return self._open
 
     def commit(self, *, durable: bool = False) -> bool:
@@ -330,6 +378,7 @@ class LmdbStorage:
             txn.abort()
             return False
         try:
+            txn.settle_digests(store=self._keeps_digests)
             txn.commit()
             if durable or self._next_log is not None:
                 with WRITING:
@@ -404,6 +453,7 @@ class LmdbStorage:
                 self._log.close()
             self._log = fresh._log  # noqa: SLF001
         self._synced = fresh._synced  # noqa: SLF001
+        self._ledger, self._keeps_digests = fresh._ledger, fresh._keeps_digests  # noqa: SLF001
         old, self._environment = self._environment, fresh._environment  # noqa: SLF001
         old.retire(remove=True)
 
@@ -411,8 +461,13 @@ class LmdbStorage:
         """Bytes of the file, and of it in use by rows."""
         reading = self.read()
         with reading as txn:  # a file that was replaced meanwhile is there until its readers end
-            used = sum(txn.size_of(database) for database in DATABASES)
-            return reading.environment.size, used
+            used = sum(
+                txn.size_of(each) for each in DATABASES if each.replicated and txn.holds(each)
+            )
+            size = reading.environment.size
+        if used > size:
+            raise damaged(f"{self.folder}: its databases count {used} bytes in a file of {size}")
+        return size, used
 
     def forget_node(self) -> None:
         """Keep only what is replicated, durably: the storage is a copy that leaves its cluster."""

@@ -31,6 +31,11 @@ def seal(key: bytes, content: bytes) -> bytes:
     return content + _CHECKSUM.pack(zlib.crc32(content, zlib.crc32(key)))
 
 
+def seal_number(row: bytes) -> int:
+    """The checksum at the end of a stored row, as a number."""
+    return int.from_bytes(row[-_CHECKSUM.size :], "big")
+
+
 def unseal(db: Database, key: bytes, row: bytes) -> bytes:
     """Content of a stored row.
 

@@ -12,8 +12,9 @@ from pathlib import Path
 from typing import BinaryIO, Final
 
 from kvserver.errors import DataDirError
-from kvserver.storage.check import Check
+from kvserver.storage.check import check_all
 from kvserver.storage.env import LmdbStorage
+from kvserver.storage.structure import verify_structure
 
 _HASH_BYTES: Final = hashlib.sha256().digest_size
 _BLOCK_BYTES: Final = 512
@@ -133,10 +134,10 @@ def opened_snapshot(
     """
     storage = None
     try:
+        verify_structure(path if read_only else path / "data.mdb")
         storage = LmdbStorage(path, read_only=read_only)
-        check = Check(storage)
-        while not check.step():
-            on_progress(check.rows, 0)
+        for check in check_all(storage):
+            on_progress(check.rows, check.total)
     except DataDirError as error:
         if storage is not None:
             storage.close()

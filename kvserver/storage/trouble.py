@@ -17,6 +17,7 @@ from kvserver.storage.rows import damaged
 DAMAGE: Final = (
     lmdb.BadTxnError,
     lmdb.CorruptedError,
+    lmdb.CursorFullError,
     lmdb.InvalidError,
     lmdb.PageNotFoundError,
     lmdb.ProblemError,

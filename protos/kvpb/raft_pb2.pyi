@@ -240,6 +240,27 @@ class PassTime(_message.Message):
 Global___PassTime: _TypeAlias = PassTime  # noqa: Y015
 
 @_typing.final
+class Caller(_message.Message):
+    """Who asks, for rights that are checked when the command is applied."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    USER_FIELD_NUMBER: _builtins.int
+    user: _builtins.str
+    def __init__(
+        self,
+        *,
+        user: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["user", b"user"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Caller: _TypeAlias = Caller  # noqa: Y015
+
+@_typing.final
 class Command(_message.Message):
     """One state-changing request. A node that finds no request it knows in here stops: it is older than the log."""
 
@@ -248,6 +269,7 @@ class Command(_message.Message):
     SESSION_FIELD_NUMBER: _builtins.int
     SEQUENCE_FIELD_NUMBER: _builtins.int
     DONE_TO_FIELD_NUMBER: _builtins.int
+    CALLER_FIELD_NUMBER: _builtins.int
     PUT_FIELD_NUMBER: _builtins.int
     DELETE_RANGE_FIELD_NUMBER: _builtins.int
     TXN_FIELD_NUMBER: _builtins.int
@@ -267,6 +289,10 @@ class Command(_message.Message):
     """
     sequence: _builtins.int
     done_to: _builtins.int
+    @_builtins.property
+    def caller(self) -> Global___Caller:
+        """From level 3 on; nobody sets it yet."""
+
     @_builtins.property
     def put(self) -> _rpc_pb2.PutRequest: ...
     @_builtins.property
@@ -301,6 +327,7 @@ class Command(_message.Message):
         session: _builtins.int = ...,
         sequence: _builtins.int = ...,
         done_to: _builtins.int = ...,
+        caller: Global___Caller | None = ...,
         put: _rpc_pb2.PutRequest | None = ...,
         delete_range: _rpc_pb2.DeleteRangeRequest | None = ...,
         txn: _rpc_pb2.TxnRequest | None = ...,
@@ -315,9 +342,9 @@ class Command(_message.Message):
         change_alarm: Global___ChangeAlarm | None = ...,
         open_session: _rpc_pb2.LeaseGrantRequest | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["change_alarm", b"change_alarm", "compact", b"compact", "delete_range", b"delete_range", "expire_leases", b"expire_leases", "lease_grant", b"lease_grant", "lease_revoke", b"lease_revoke", "open_session", b"open_session", "pass_time", b"pass_time", "publish_member", b"publish_member", "put", b"put", "renew_leases", b"renew_leases", "request", b"request", "set_feature_level", b"set_feature_level", "txn", b"txn"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["caller", b"caller", "change_alarm", b"change_alarm", "compact", b"compact", "delete_range", b"delete_range", "expire_leases", b"expire_leases", "lease_grant", b"lease_grant", "lease_revoke", b"lease_revoke", "open_session", b"open_session", "pass_time", b"pass_time", "publish_member", b"publish_member", "put", b"put", "renew_leases", b"renew_leases", "request", b"request", "set_feature_level", b"set_feature_level", "txn", b"txn"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["change_alarm", b"change_alarm", "compact", b"compact", "delete_range", b"delete_range", "done_to", b"done_to", "expire_leases", b"expire_leases", "lease_grant", b"lease_grant", "lease_revoke", b"lease_revoke", "open_session", b"open_session", "pass_time", b"pass_time", "publish_member", b"publish_member", "put", b"put", "renew_leases", b"renew_leases", "request", b"request", "sequence", b"sequence", "session", b"session", "set_feature_level", b"set_feature_level", "txn", b"txn"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["caller", b"caller", "change_alarm", b"change_alarm", "compact", b"compact", "delete_range", b"delete_range", "done_to", b"done_to", "expire_leases", b"expire_leases", "lease_grant", b"lease_grant", "lease_revoke", b"lease_revoke", "open_session", b"open_session", "pass_time", b"pass_time", "publish_member", b"publish_member", "put", b"put", "renew_leases", b"renew_leases", "request", b"request", "sequence", b"sequence", "session", b"session", "set_feature_level", b"set_feature_level", "txn", b"txn"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType_request: _TypeAlias = _typing.Literal["put", "delete_range", "txn", "compact", "publish_member", "set_feature_level", "lease_grant", "lease_revoke", "renew_leases", "expire_leases", "pass_time", "change_alarm", "open_session"]  # noqa: Y015
     _WhichOneofArgType_request: _TypeAlias = _typing.Literal["request", b"request"]  # noqa: Y015
@@ -335,7 +362,9 @@ class CommandBatch(_message.Message):
     LOG_TIME_MS_FIELD_NUMBER: _builtins.int
     COMMANDS_FIELD_NUMBER: _builtins.int
     format: _builtins.int
-    """Meaning of everything below; an unknown one stops the node."""
+    """Meaning of everything below; an unknown one stops the node. 1, and 2 once feature level 3 is in force: an older version
+    must stop at it instead of passing over fields that it does not know.
+    """
     log_time_ms: _builtins.int
     """Milliseconds that the log has lived: never goes back, whatever the clocks do."""
     @_builtins.property
@@ -393,15 +422,18 @@ class KeptAnswer(_message.Message):
     RESPONSE_FIELD_NUMBER: _builtins.int
     ERROR_FIELD_NUMBER: _builtins.int
     TOO_LARGE_FIELD_NUMBER: _builtins.int
+    ERROR_NUMBER_FIELD_NUMBER: _builtins.int
     sequence: _builtins.int
     digest: _builtins.int
     """crc32 of the write as the log has it: another one with this number is noticed."""
     response: _builtins.bytes
     """The response message of its kind."""
     error: _builtins.str
-    """Name of the error with which it changed nothing."""
+    """Name of the error with which it changed nothing: written below feature level 3, read for ever."""
     too_large: _builtins.bool
     """It was applied; the response was too large to be kept."""
+    error_number: _builtins.int
+    """Number of the error with which it changed nothing, from feature level 3 on."""
     def __init__(
         self,
         *,
@@ -410,12 +442,13 @@ class KeptAnswer(_message.Message):
         response: _builtins.bytes = ...,
         error: _builtins.str = ...,
         too_large: _builtins.bool = ...,
+        error_number: _builtins.int = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["answer", b"answer", "error", b"error", "response", b"response", "too_large", b"too_large"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["answer", b"answer", "error", b"error", "error_number", b"error_number", "response", b"response", "too_large", b"too_large"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["answer", b"answer", "digest", b"digest", "error", b"error", "response", b"response", "sequence", b"sequence", "too_large", b"too_large"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["answer", b"answer", "digest", b"digest", "error", b"error", "error_number", b"error_number", "response", b"response", "sequence", b"sequence", "too_large", b"too_large"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_answer: _TypeAlias = _typing.Literal["response", "error", "too_large"]  # noqa: Y015
+    _WhichOneofReturnType_answer: _TypeAlias = _typing.Literal["response", "error", "too_large", "error_number"]  # noqa: Y015
     _WhichOneofArgType_answer: _TypeAlias = _typing.Literal["answer", b"answer"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_answer) -> _WhichOneofReturnType_answer | None: ...
 
@@ -433,20 +466,24 @@ class HardState(_message.Message):
     TERM_FIELD_NUMBER: _builtins.int
     VOTED_FOR_FIELD_NUMBER: _builtins.int
     COMMIT_INDEX_FIELD_NUMBER: _builtins.int
+    CHAIN_FIELD_NUMBER: _builtins.int
     term: _builtins.int
     voted_for: _builtins.int
     """Member voted for in this term, 0 for none."""
     commit_index: _builtins.int
+    chain: _builtins.int
+    """That of the last entry of the batch which this stands in, see Entry. From level 3 on; nobody sets it yet."""
     def __init__(
         self,
         *,
         term: _builtins.int = ...,
         voted_for: _builtins.int = ...,
         commit_index: _builtins.int = ...,
+        chain: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["commit_index", b"commit_index", "term", b"term", "voted_for", b"voted_for"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["chain", b"chain", "commit_index", b"commit_index", "term", b"term", "voted_for", b"voted_for"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -562,6 +599,8 @@ class Hello(_message.Message):
     ATTRIBUTES_FIELD_NUMBER: _builtins.int
     JOINING_FIELD_NUMBER: _builtins.int
     MEMBERSHIP_INDEX_FIELD_NUMBER: _builtins.int
+    UNVERIFIED_FIELD_NUMBER: _builtins.int
+    MET_VERIFIED_FIELD_NUMBER: _builtins.int
     protocol: _builtins.int
     cluster_id: _builtins.int
     member_id: _builtins.int
@@ -569,13 +608,17 @@ class Hello(_message.Message):
     established: _builtins.bool
     membership_index: _builtins.int
     """Index of the newest membership entry in its log."""
+    unverified: _builtins.bool
+    """Nobody has read the whole of its state since its process began with it: it must not be served from."""
+    met_verified: _builtins.bool
+    """Since its process began it was verified, or has met a member that was, or had met one."""
     @_builtins.property
     def pins(self) -> _containers.ScalarMap[_builtins.int, _builtins.int]: ...
     @_builtins.property
     def attributes(self) -> Global___PublishMember: ...
     @_builtins.property
     def joining(self) -> Global___Joining:
-        """Of a node that asks to be taken in; the others fields but protocol and incarnation are empty then."""
+        """Of a node that asks to be taken in; the other fields but protocol and incarnation are empty then."""
 
     def __init__(
         self,
@@ -589,10 +632,12 @@ class Hello(_message.Message):
         attributes: Global___PublishMember | None = ...,
         joining: Global___Joining | None = ...,
         membership_index: _builtins.int = ...,
+        unverified: _builtins.bool = ...,
+        met_verified: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["attributes", b"attributes", "joining", b"joining"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["attributes", b"attributes", "cluster_id", b"cluster_id", "established", b"established", "incarnation", b"incarnation", "joining", b"joining", "member_id", b"member_id", "membership_index", b"membership_index", "pins", b"pins", "protocol", b"protocol"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attributes", b"attributes", "cluster_id", b"cluster_id", "established", b"established", "incarnation", b"incarnation", "joining", b"joining", "member_id", b"member_id", "membership_index", b"membership_index", "met_verified", b"met_verified", "pins", b"pins", "protocol", b"protocol", "unverified", b"unverified"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -685,19 +730,25 @@ class Entry(_message.Message):
     INDEX_FIELD_NUMBER: _builtins.int
     TERM_FIELD_NUMBER: _builtins.int
     PAYLOAD_FIELD_NUMBER: _builtins.int
+    CHAIN_FIELD_NUMBER: _builtins.int
     index: _builtins.int
     term: _builtins.int
     payload: _builtins.bytes
+    chain: _builtins.int
+    """Checksum over this entry and the chain of the one before it: equal chains are equal logs. From level 3 on; nobody sets it
+    yet.
+    """
     def __init__(
         self,
         *,
         index: _builtins.int = ...,
         term: _builtins.int = ...,
         payload: _builtins.bytes = ...,
+        chain: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["index", b"index", "payload", b"payload", "term", b"term"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["chain", b"chain", "index", b"index", "payload", b"payload", "term", b"term"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1010,17 +1061,21 @@ class HashAsk(_message.Message):
 
     ROUND_FIELD_NUMBER: _builtins.int
     REVISION_FIELD_NUMBER: _builtins.int
+    INDEX_FIELD_NUMBER: _builtins.int
     round: _builtins.int
     revision: _builtins.int
+    index: _builtins.int
+    """Applied index as of which it is asked. From level 3 on; nobody sets it yet."""
     def __init__(
         self,
         *,
         round: _builtins.int = ...,
         revision: _builtins.int = ...,
+        index: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["revision", b"revision", "round", b"round"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["index", b"index", "revision", b"revision", "round", b"round"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1033,20 +1088,33 @@ class HashWord(_message.Message):
     ROUND_FIELD_NUMBER: _builtins.int
     KNOWN_FIELD_NUMBER: _builtins.int
     HASH_FIELD_NUMBER: _builtins.int
+    INDEX_FIELD_NUMBER: _builtins.int
+    DIGESTS_FIELD_NUMBER: _builtins.int
+    TIDY_FIELD_NUMBER: _builtins.int
     round: _builtins.int
     known: _builtins.bool
     """False if the state has not reached the revision, or does not keep it any more."""
     hash: _builtins.int
+    index: _builtins.int
+    """From level 3 on; nobody sets these three yet. The applied index that was asked for, a digest of each part of the state as
+    of it, and whether compacted changes are all removed.
+    """
+    tidy: _builtins.bool
+    @_builtins.property
+    def digests(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]: ...
     def __init__(
         self,
         *,
         round: _builtins.int = ...,
         known: _builtins.bool = ...,
         hash: _builtins.int = ...,
+        index: _builtins.int = ...,
+        digests: _abc.Iterable[_builtins.int] | None = ...,
+        tidy: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["hash", b"hash", "known", b"known", "round", b"round"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["digests", b"digests", "hash", b"hash", "index", b"index", "known", b"known", "round", b"round", "tidy", b"tidy"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -156,6 +156,6 @@ async def test_a_file_cut_off_under_a_running_node_ends_it(cluster: Cluster) -> 
 
 async def test_all_is_well_says_the_scrub(cluster: Cluster) -> None:
     for node in cluster.nodes:
-        await wait_said(node, "scrub.done rows=")
+        await wait_said(node, "verify.done rows=")
     active = await cluster.active()
-    await wait_until(lambda: active.log.read_text().count("scrub.done") > 1, "a second pass")
+    await wait_until(lambda: active.log.read_text().count("verify.done") > 1, "a second pass")

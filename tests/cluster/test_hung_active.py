@@ -56,3 +56,18 @@ async def put_until_acknowledged(client: AsyncClient, value: str) -> None:
         with contextlib.suppress(OutcomeUnknown):
             await client.put("key", value)
             return
+
+
+async def test_a_stop_that_takes_a_while_is_no_stuck_thread(cluster: Cluster) -> None:
+    """Nobody is there to take over, so this one waits, and then stops cleanly."""
+    active = await cluster.wait_in_step()
+    standbys = cluster.others(active)
+    for standby in standbys:
+        standby.stop()
+    active.term()
+    assert await active.wait_exit() == 0
+    for standby in standbys:
+        standby.cont()
+    told = active.log.read_text()
+    assert "node.stopped" in told
+    assert "node.stuck" not in told

@@ -10,8 +10,15 @@ from support.cluster import CALL_S_MAX, crash, hand_over, wait_until
 
 from kvbench.cluster import Cluster
 from kvclient import AsyncClient, Client
-from kvpb.rpc_pb2 import DeleteRangeRequest, DeleteRangeResponse, PutRequest, PutResponse
-from kvpb.rpc_pb2_grpc import KVStub
+from kvpb.rpc_pb2 import (
+    NOSPACE,
+    AlarmRequest,
+    DeleteRangeRequest,
+    DeleteRangeResponse,
+    PutRequest,
+    PutResponse,
+)
+from kvpb.rpc_pb2_grpc import KVStub, MaintenanceStub
 from kvpb.session_pb2 import OpenSessionRequest, OpenSessionResponse, WriteId
 from kvpb.session_pb2_grpc import SessionStub
 
@@ -29,6 +36,7 @@ class Raw:
 
     def __init__(self, channel: grpc.aio.Channel) -> None:
         self._kv, self._sessions = KVStub(channel), SessionStub(channel)
+        self._maintenance = MaintenanceStub(channel)
 
     async def open(self, ttl_s: int = 60) -> OpenSessionResponse:
         request = OpenSessionRequest(ttl_s=ttl_s)
@@ -43,6 +51,12 @@ class Raw:
     async def put(self, key: str, write: WriteId | bytes) -> PutResponse:
         request = PutRequest(key=key.encode(), value=b"v", prev_kv=True)
         return await self._kv.Put(request, metadata=_metadata(write), timeout=CALL_S_MAX)
+
+    async def out_of_space(self, member: int, *, raised: bool) -> None:
+        """Raise the alarm of a member by hand, or take it back."""
+        action = AlarmRequest.ACTIVATE if raised else AlarmRequest.DEACTIVATE
+        request = AlarmRequest(action=action, memberID=member, alarm=NOSPACE)
+        await self._maintenance.Alarm(request, timeout=CALL_S_MAX)
 
     async def put_again(self, write: WriteId) -> PutResponse:
         """Put the value that a missing key has."""
@@ -106,6 +120,21 @@ async def test_a_successor_gives_the_answer_of_its_predecessor(cluster: Cluster)
     async with at_active(cluster) as raw:
         assert without_header(await raw.put("k", put)) == without_header(answers[0])
         assert not (await raw.put("k", WriteId(session=session, sequence=3))).HasField("prev_kv")
+
+
+async def test_without_room_the_answer_of_the_first_time_comes_first(cluster: Cluster) -> None:
+    """However short the time since then; what was never applied is refused."""
+    async with at_active(cluster) as raw:
+        session = (await raw.open()).session
+        for sequence in range(1, 11):
+            write = WriteId(session=session, sequence=sequence, done_to=sequence - 1)
+            answer = await raw.put("k", write)
+            await raw.out_of_space(1, raised=True)
+            assert without_header(await raw.put("k", write)) == without_header(answer)
+            fresh = WriteId(session=session, sequence=sequence + 100)
+            with pytest.raises(grpc.aio.AioRpcError, match="database space exceeded"):
+                await raw.put("k", fresh)
+            await raw.out_of_space(1, raised=False)
 
 
 async def test_a_client_counts_right_over_crashes_of_the_active(cluster: Cluster) -> None:

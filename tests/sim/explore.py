@@ -17,8 +17,12 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
-from support.chaos import COUNTED, Chaos, Kind
+from support.chaos import COUNTED, Chaos
+from support.kinds import Kind
 from support.promises import History
+
+from kvserver.pipeline.role import RECOVERED
+from kvserver.pipeline.watchdog import STUCK
 
 KINDS = {
     str(kind): kind
@@ -35,6 +39,8 @@ KINDS = {
         Kind(5, whole=True, leases=True),
         Kind(3, whole=True, sessions=True),
         Kind(5, members=True, whole=True, sessions=True),
+        Kind(3, members=True, whole=True, damage=True),
+        Kind(5, members=True, whole=True, sessions=True, damage=True),
     )
 }
 
@@ -53,10 +59,16 @@ def figures(history: History) -> Counter[str]:
             "reads": history.reads,
             "elections": len(history.leader_of),
             "crashes": history.crashes,
+            "stuck raft threads": history.stuck,
+            "actives that stepped aside": history.role_changes.get(STUCK, 0),
+            "of them active again in their term": history.role_changes.get(RECOVERED, 0),
             "adopted snapshots": history.adopted,
             "membership changes": history.changes,
             "disks lost": history.wiped,
             "nodes that joined": history.joined,
+            "states damaged": history.damaged,
+            "damage found": history.found,
+            "runs that ended in trust": history.believed,
             "committed entries": len(history.committed),
             "entries sent": history.sent.get("entries", 0),
             "messages": sum(history.sent.get(kind, 0) for kind in COUNTED),

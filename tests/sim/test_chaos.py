@@ -3,7 +3,8 @@
 from dataclasses import asdict, replace
 
 import pytest
-from support.chaos import Chaos, Kind
+from support.chaos import Chaos
+from support.kinds import Kind
 from support.simulation import Cluster
 
 from kvserver.errors import OutcomeUnknownError

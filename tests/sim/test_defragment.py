@@ -1,7 +1,8 @@
 """Nodes are defragmented again and again while everything else goes wrong: no promise breaks."""
 
 import pytest
-from support.chaos import Chaos, Kind
+from support.chaos import Chaos
+from support.kinds import Kind
 from support.memory_storage import MemoryCopies, MemoryStorage
 from support.simulation import Cluster
 

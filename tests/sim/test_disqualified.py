@@ -1,8 +1,9 @@
 """Disqualified members under random faults: all promises hold, in the end another one leads."""
 
 import pytest
-from support.chaos import Chaos, Kind
-from support.simulation import Log
+from support.chaos import Chaos
+from support.kinds import Kind
+from support.sim_log import Log
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:

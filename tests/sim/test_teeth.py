@@ -9,9 +9,11 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from support.chaos import Chaos, Kind
+from support.chaos import Chaos
+from support.kinds import Kind
 from support.promises import ViolationError
 from support.simulation import Cluster, give
+from support.stuck_active import seconds_a_lease_ends_early
 
 from kvpb import raft_pb2
 from kvpb.raft_pb2 import Command, PeerMessage
@@ -20,13 +22,14 @@ from kvserver.mvcc.sessions import Sessions
 from kvserver.pipeline.applier import Applier
 from kvserver.pipeline.lessor import Lessor, _Lease
 from kvserver.raft.consensus import GuardedRaft
-from kvserver.raft.engine import RaftEngine, Received
+from kvserver.raft.engine import RaftEngine
 from kvserver.raft.flow import SendWindow
 from kvserver.raft.identity import store_identity
 from kvserver.raft.journal import DurableJournal, begin_log
 from kvserver.raft.membership import added
 from kvserver.raft.reads import ReadRounds
 from kvserver.raft.seam import Node
+from kvserver.raft.status import Received
 from kvserver.raft.voting import Voter
 from kvserver.storage.contract import Storage
 from kvserver.storage.schema import META
@@ -158,9 +161,9 @@ def answers_dropped_at_once(patch: pytest.MonkeyPatch) -> None:
     """Of each session the newest batch is remembered, as if what is under way were acknowledged."""
     real = Sessions.keep
 
-    def keep(self: Sessions, command: Command, answer: Any) -> None:
+    def keep(self: Sessions, command: Command, answer: Any, **more: Any) -> None:
         self._find(command.session).answers.clear()
-        real(self, command, answer)
+        real(self, command, answer, **more)
 
     patch.setattr(Sessions, "keep", keep)
 
@@ -175,8 +178,8 @@ SAFETY: tuple[tuple[Off, Kind, int], ...] = (
     (terms_forgotten, Kind(3), 0),
     (foreign_identity, Kind(3), 0),
     (foreign_term, Kind(3), 0),
-    (keepalives_without_a_round, LEASES, 6),
-    (promises_never_renewed, LEASES, 11),
+    (keepalives_without_a_round, LEASES, 28),
+    (promises_never_renewed, LEASES, 2),
     (numbers_without_meaning, SESSIONS, 0),
     (answers_dropped_at_once, SESSIONS, 0),
 )
@@ -360,6 +363,15 @@ def entries_sent_after_failed_probes() -> float:
     return (cluster.sent["entries"] - before) / active.status.last_index
 
 
+def tenures_without_an_entry(patch: pytest.MonkeyPatch) -> None:
+    """They know nothing of what an earlier one of their term has proposed."""
+
+    async def at_once(self: Lessor) -> None:
+        return
+
+    patch.setattr(Lessor, "_settle_the_past", at_once)
+
+
 BOUNDS: tuple[tuple[Off, Callable[[], float], float], ...] = (
     (votes_forgotten, leaders_of_a_term, 1),
     (local_reads, stale_reads, 0),
@@ -368,6 +380,7 @@ BOUNDS: tuple[tuple[Off, Callable[[], float], float], ...] = (
     (silence_only, seconds_to_succeed, 0.1),
     (no_window, megabytes_on_the_way, 10),
     (resets_at_will, entries_sent_after_failed_probes, 1.2),
+    (tenures_without_an_entry, seconds_a_lease_ends_early, 0.0),
 )
 """Guard, what is measured, what it is at most with the guard."""
 

@@ -9,7 +9,6 @@ from kvserver.mvcc.leases import LeaseChange
 from kvserver.mvcc.store import current_revision
 from kvserver.pipeline.applier import Applier
 from kvserver.pipeline.outcome import Result
-from kvserver.pipeline.proposer import BATCH_FORMAT
 from kvserver.pipeline.roster import Roster
 from kvserver.raft.entry import MemberId
 from kvserver.raft.journal import store_configuration
@@ -50,7 +49,7 @@ class Replica:
 
     def apply(self, *commands: Command, at_ms: int = 0, term: int = 1) -> list[Result]:
         """The next entry, with these commands."""
-        batch = CommandBatch(format=BATCH_FORMAT, log_time_ms=at_ms, commands=commands)
+        batch = CommandBatch(format=1, log_time_ms=at_ms, commands=commands)
         self.applier.apply(self.applier.applied_index + 1, term, batch.SerializeToString())
         return self.told[-1][2]
 

@@ -3,16 +3,17 @@
 import random
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Final
 
 from support.calls import RETRY_FOR_S, BrokenHistoryError
 from support.clients import Clients
+from support.kinds import RAFT, Kind
 from support.lease_clients import END_WITHIN_S, LEASE_KEYS, Keepers
 from support.promises import History, Promises, ViolationError
 from support.session_clients import Counters
 from support.sim_disk import SimDisk
 from support.simulation import STEP_S, Cluster, SimNode
+from support.state_damage import StateDamage
 from support.whole_node import WholeNode
 
 from kvpb.raft_pb2 import Hello, Identity, Joining, Member
@@ -29,6 +30,9 @@ from kvserver.storage.schema import DATABASES, KV, LEASE, LEASE_KEY, META
 HALF_OPEN_S = 1.5
 """Longest time until a dead connection is noticed."""
 
+STUCK_S = (0.3, 1.5)
+"""How long a raft thread stands still beside its main thread."""
+
 CATCH_UP_S = 5.0
 CALM_S = 1.0
 """How long messages are counted when nothing fails any more."""
@@ -37,29 +41,9 @@ CALM_LOAD_MAX = 1.25
 """Of what each heartbeat, entry and read needs; as a rule it is between 0.98 and 1.05."""
 
 FAULTS: Final = (
-    "crash", "crash", "power", "torn", "told_nobody", "all", "outage", "pause", "isolate", "block",
-    "hold", "hold_back", "reset", "slow", "slow_disk", "hand_over", "heal", "heal", "heal",
+    "crash", "crash", "power", "torn", "told_nobody", "all", "outage", "pause", "stuck", "isolate",
+    "block", "hold", "hold_back", "reset", "slow", "slow_disk", "hand_over", "heal", "heal", "heal",
 )  # fmt: skip
-
-
-@dataclass(frozen=True)
-class Kind:
-    """Of a run."""
-
-    size: int = 3
-    members: bool = False
-    """They are added, promoted, removed, and lose their disks."""
-    whole: bool = False
-    """Nodes have their KV service, and clients call it."""
-    leases: bool = False
-    """Some of the clients hold leases."""
-    sessions: bool = False
-    """Some of the clients number their writes, and send them until they are answered."""
-
-    def __str__(self) -> str:
-        words = ["whole" if self.whole else "raft", str(self.size)]
-        more = [each for each in ("members", "leases", "sessions") if getattr(self, each)]
-        return "-".join(words + more)
 
 
 COUNTED: Final = (
@@ -70,8 +54,6 @@ COUNTED: Final = (
 
 NODE_LOCAL: Final = {b"compaction_done"}
 """Rows about this node's own progress."""
-
-RAFT: Final = Kind()
 
 
 class Chaos:
@@ -99,12 +81,14 @@ class Chaos:
         if self.keepers is not None:
             self.cluster.on_leases = self.keepers.applied
         self.counters = Counters(self.clients) if self.clients and kind.sessions else None
+        self.cluster.verify_s = random.Random(seed).choice([0.1 * kind.damage, 0.1, 0.6, 3.0])
+        self.damage = StateDamage(self)
         for storage in self.cluster.storages.values():
             storage.commit_s = self.rng.choice([0.0, 0.0, 0.002])
         self._disk_s = {name: disk.commit_s for name, disk in self.cluster.storages.items()}
         self._down: dict[MemberId, float] = {}
         self._proposed = 0
-        self._wiped: dict[str, Hello] = {}
+        self.wiped: dict[str, Hello] = {}
         """Nodes with an empty disk that ask to be taken in, by name."""
         self._added = kind.size
         self._call_at = self._ask_at = 0.0
@@ -128,28 +112,33 @@ class Chaos:
                 self._fault()
                 next_fault = clock.now + self.rng.expovariate(1.2)
             self._step(min(end, next_fault))
+            if self.damage.believed():
+                self.history.believed = 1
+                return self.history
         self._calm_end()
         if self.clients is not None:
             self._judge(self.clients)
         self.history.seconds = clock.now - started
         self.history.sent = dict(self.cluster.sent)
+        self.history.role_changes = dict(self.cluster.role_changes)
         self._check_traffic()
         return self.history
 
     def _step(self, end: float) -> None:
         cluster = self.cluster
         now = cluster.clock.now
+        self.damage.run()
         for member, until in list(self._down.items()):
             if now >= until:
                 del self._down[member]
-                cluster.start(cluster.names[member])
+                self.damage.start(member)
         soonest = min([end, *self._down.values()])
         if self.clients is None:
             if now >= self._call_at:
                 self._propose_or_read()
                 self._call_at = now + self.rng.expovariate(1 / 0.01)
             soonest = min(soonest, self._call_at)
-        if self._wiped:
+        if self.wiped:
             if now >= self._ask_at:
                 self._join()
                 self._ask_at = now + self.rng.expovariate(1 / 0.05)
@@ -200,6 +189,9 @@ class Chaos:
                     self._crash(member, silent=fault == "outage")
             case "pause":
                 cluster.pause(victim, rng.uniform(0.05, 3.0))
+            case "stuck":
+                self.history.stuck += 1
+                cluster.stick(victim, rng.uniform(*STUCK_S))
             case "isolate":
                 cluster.isolate(victim)
             case "slow":
@@ -284,48 +276,52 @@ class Chaos:
             if isinstance(outcome, Configuration):
                 self.history.changes += 1
                 if joining is not None:
-                    self._expect(joining, lost_disk=False)
+                    self.expect(joining, lost_disk=False)
 
-        if any(hello.joining.lost_disk for hello in self._wiped.values()):
+        if any(hello.joining.lost_disk for hello in self.wiped.values()):
             return  # who counts on a member that never comes back may lose the quorum for good
         active.engine.change_members(MemberChange(decide, done))
         active.due = 0.0
 
-    def _wipe(self, member: MemberId, active: SimNode) -> None:
-        """Lose the disk of a member, if the rest is still a quorum of intact voters."""
+    def can_do_without(self, member: MemberId, active: SimNode) -> bool:
+        """Whether the others are a quorum of intact voters, and no change is under way."""
         configuration = active.engine._raft.configuration
         if configuration.index > active.engine._raft.commit_index or active.engine._members.changes:
-            return
+            return False
         intact = (configuration.voters - {member}) & set(self.cluster.nodes)
-        if self._wiped or len(intact) < quorum(len(configuration.voters)):
+        return len(intact) >= quorum(len(configuration.voters))
+
+    def _wipe(self, member: MemberId, active: SimNode) -> None:
+        """Lose the disk of a member, if the rest is still a quorum of intact voters."""
+        if self.wiped or not self.can_do_without(member, active):
             return
         if member not in self.cluster.nodes:
             return
-        name = self.cluster.names[member]
         self._crash(member)
         del self._down[member]
+        name = self.cluster.names[member]
         self.history.wiped += 1
         self.promises.forget(member)
         self.cluster.storages[name] = self.cluster.new_disk()
-        self._expect(name, lost_disk=True)
+        self.expect(name, lost_disk=True)
 
-    def _expect(self, name: str, *, lost_disk: bool) -> None:
+    def expect(self, name: str, *, lost_disk: bool) -> None:
         self.cluster.storages[name] = self.cluster.new_disk()
         asking = Joining(name=name, peer_address=f"{name}:1", lost_disk=lost_disk)
         incarnation = self.rng.getrandbits(63) + 1
-        self._wiped[name] = Hello(protocol=1, incarnation=incarnation, joining=asking)
+        self.wiped[name] = Hello(protocol=1, incarnation=incarnation, joining=asking)
 
     def _join(self) -> None:
         """Nodes with an empty disk ask whoever leads, now and then."""
         active = self.cluster.active()
         if active is None:
             return
-        for name, hello in list(self._wiped.items()):
+        for name, hello in list(self.wiped.items()):
             answer = active.engine.answer_joining(hello)
             active.due = 0.0
             if not answer.HasField("welcome"):
                 continue
-            del self._wiped[name]
+            del self.wiped[name]
             storage = self.cluster.storages[name]
             identity = Identity(name=name, incarnation=hello.incarnation, joining=True)
             settle_in(storage, identity, answer.welcome)
@@ -339,6 +335,8 @@ class Chaos:
         back = silent and self.rng.random() < 0.5
         self.cluster.crash(member, silent=silent, back=back)
         self._down[member] = self.cluster.clock.now + self.rng.uniform(0.01, 1.5)
+        if self.kind.damage and self.rng.random() < 0.3:
+            self.damage.hurt(member)
 
     # ------------------------------------------------------------------ the end
 
@@ -356,6 +354,9 @@ class Chaos:
             disk.obey()
         healed = clock.now
         soon = healed + 3 * cluster.timings.election_timeout_max + HALF_OPEN_S
+        if self.damage.waiting:
+            self._run_until(lambda: not self.damage.waiting, CATCH_UP_S)
+            soon = clock.now + soon - healed
         while not self._served():
             if clock.now > soon:
                 raise ViolationError("no active after healing")
@@ -391,10 +392,9 @@ class Chaos:
 
     def _at_leisure(self) -> bool:
         """Everywhere all is applied and visible, and nothing is left to be tidied."""
-        nodes = self.cluster.nodes.values()
         return all(
             node.status.visible_index == node.status.commit_index and not node.machine.tidying
-            for node in nodes
+            for node in self.cluster.nodes.values()
         )
 
     def _check_states(self) -> None:
@@ -466,8 +466,7 @@ class Chaos:
         clients.stop()
         if not self._run_until(lambda: clients.idle, RETRY_FOR_S + 2):
             raise ViolationError("a call got no answer after healing")
-        last = clients.read_all()
-        if not self._run_until(last.done, 2 * RETRY_FOR_S):
+        if not self._run_until(clients.read_all().done, 2 * RETRY_FOR_S):
             raise ViolationError("the last read got no answer")
 
     def _await_ends(self, keepers: Keepers) -> None:

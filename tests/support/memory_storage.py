@@ -7,39 +7,20 @@ forgets what is open; `fail_next_commit` and `fail_next_sync` are a disk that gi
 
 import hashlib
 import struct
-from bisect import bisect_left, insort
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from bisect import bisect_left
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any
+
+from support.memory_table import Name, Table
 
 from kvserver.errors import DefragmentFailedError, DiskError
 from kvserver.storage.contract import LogEntry, Storage
+from kvserver.storage.digest import DIGESTED, Digests
 from kvserver.storage.rows import damaged
 from kvserver.storage.schema import DATABASES, IDENTITY, Database
 
-Name = bytes | tuple[bytes, bytes]
-"""How a table finds a row: its key, or key and value where a key may have many."""
-
-
 Undo = tuple[Database, Name, bytes | None]
 """A row, and what was there before."""
-
-
-class Table:
-    """One database: a dict and its names in order."""
-
-    def __init__(self) -> None:
-        self.rows: dict[Name, bytes] = {}
-        self.order: list[Any] = []
-
-    def put(self, name: Name, value: bytes) -> None:
-        if name not in self.rows:
-            insort(self.order, name)
-        self.rows[name] = value
-
-    def delete(self, name: Name) -> None:
-        del self.rows[name]
-        del self.order[bisect_left(self.order, name)]
 
 
 class MemoryTxn:
@@ -87,6 +68,12 @@ class MemoryTxn:
             if lo <= value and (hi is None or value < hi):
                 yield value
 
+    def finds_value(self, db: Database, key: bytes, value: bytes) -> bool:
+        return (key, value) in self._tables[db].rows
+
+    def entries(self, db: Database) -> int:
+        return len(self._tables[db].rows)
+
     def last_value(self, db: Database, key: bytes, hi: bytes) -> bytes | None:
         return max(self.values(db, key, b"", hi), default=None)
 
@@ -97,9 +84,23 @@ class MemoryTxn:
         self.undo.append((db, name, self._tables[db].rows.get(name)))
         self._tables[db].put(name, b"" if db.many else value)
 
-    def put_many(self, db: Database, pairs: Iterable[tuple[bytes, bytes]]) -> None:
+    def put_many(
+        self,
+        db: Database,
+        pairs: Iterable[tuple[bytes, bytes]],
+        *,
+        fresh: bool = False,
+        before: Mapping[bytes, bytes | None] | None = None,
+    ) -> None:
         for key, value in pairs:
+            if before is not None:
+                assert before[key] == self.get(db, key)
+            if (fresh or db.many) and ((key, value) if db.many else key) in self._tables[db].rows:
+                raise damaged(f"a row of a time to come in {db.name.decode()}")
             self.put(db, key, value)
+
+    def digests(self) -> Digests:
+        return {db: self._tables[db].digest for db in DIGESTED}
 
     def delete(self, db: Database, key: bytes) -> bool:
         assert not db.many
@@ -244,6 +245,12 @@ class MemoryStorage:
             self._open = MemoryTxn(self._tables)
         return self._open
 
+    def keep_digests(self) -> None:
+        """They are always kept."""
+
+    def learn_digests(self, transaction: int, counted: Digests) -> None:
+        """They are always known."""
+
     def commit(self, *, durable: bool = False) -> bool:
         txn, self._open = self._open, None
         if txn is None or not txn.dirty:
@@ -316,7 +323,7 @@ class MemoryStorage:
             yield MemoryTxn(MemoryStorage.decoded(self.encoded())._tables)
 
     def size(self) -> tuple[int, int]:
-        used = sum(MemoryTxn(self._tables).size_of(db) for db in DATABASES)
+        used = sum(MemoryTxn(self._tables).size_of(db) for db in DATABASES if db.replicated)
         return used, used
 
     def encoded(self) -> bytes:

@@ -46,11 +46,21 @@ class History:
     lost_sessions: int = 0
     reads: int = 0
     crashes: int = 0
+    stuck: int = 0
+    """Raft threads that stood still beside their main thread."""
+    role_changes: dict[str, int] = field(default_factory=dict)
+    """Of whole nodes, by reason."""
     adopted: int = 0
     trimmed: int = 0
     changes: int = 0
     wiped: int = 0
     joined: int = 0
+    damaged: int = 0
+    """States that lost a row while their node was down."""
+    found: int = 0
+    """Damage that a node has found in its own state."""
+    believed: int = 0
+    """Runs that ended early: all had restarted, and the first to lead was damaged."""
 
     @property
     def highest_acknowledged(self) -> int:

@@ -5,9 +5,12 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from support.memory_storage import MemoryLog, MemoryStorage, MemoryTxn, Undo
+from support.memory_table import Name
 
 from kvserver.errors import DiskError
 from kvserver.storage.contract import LogEntry
+from kvserver.storage.digest import DIGESTED
+from kvserver.storage.schema import Database
 
 
 class SimClock:
@@ -40,6 +43,26 @@ class SimDisk(MemoryStorage):
         """What undoes the commit before the one under way: its end makes that one durable."""
         self.commit_s = 0.0
         self.sync_ends = 0.0
+        self.fresh = True
+        """No process has ended that had it."""
+        self.damaged: tuple[Database, Name] | None = None
+        """A row that is gone, though nobody has deleted it."""
+
+    def lose_row(self) -> bool:
+        """A bit flips in the structure: a row can't be found any more. False if there is none."""
+        tables = [(db, self._tables[db]) for db in DIGESTED if self._tables[db].order]
+        if not tables:
+            return False
+        db, table = self._rng.choice(tables)
+        name = table.order.pop(self._rng.randrange(len(table.order)))
+        del table.rows[name]
+        self.damaged = (db, name)
+        return True
+
+    @property
+    def sound(self) -> bool:
+        """What a verification finds."""
+        return all(self._tables[db].digest == self._tables[db].counted() for db in DIGESTED)
 
     @property
     def syncing(self) -> bool:
@@ -80,6 +103,7 @@ class SimDisk(MemoryStorage):
 
     def crash(self, *, back: bool = False) -> None:
         """Of what is under way the log's part comes first: the state has nothing that it lacks."""
+        self.fresh = False
         came_through = self._rng.random() < 0.5
         if self._syncing is not None and not (came_through and self._rng.random() < 0.5):
             if self._open is not None:
@@ -98,6 +122,7 @@ class SimDisk(MemoryStorage):
 
     def become(self, fresh: MemoryStorage) -> None:
         super().become(fresh)
+        self.damaged = None
         self.end_sync()
 
     @contextmanager

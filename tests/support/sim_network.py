@@ -9,9 +9,10 @@ from typing import Protocol
 from support.sim_disk import SimClock
 
 from kvpb.raft_pb2 import PeerMessage, PublishMember
-from kvserver.raft.engine import Connected, Disconnected, RaftEngine, Received
+from kvserver.raft.engine import RaftEngine
 from kvserver.raft.entry import MemberId
 from kvserver.raft.ports import Timings
+from kvserver.raft.status import Connected, Disconnected, Received
 
 REFUSED_S = 0.1
 """How long a refused connection is not tried again."""

@@ -6,107 +6,29 @@ Left out, because the world leaves them out: clocks that jump (the clock is mono
 an old connection that arrive on a new one, or twice (TCP).
 """
 
-import hashlib
 import random
-from collections import deque
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from typing import Protocol
 
 from support.memory_storage import MemoryCopies
 from support.sim_disk import SimClock, SimDisk
+from support.sim_log import Log, Queue
 from support.sim_network import NEVER, Network
 
 from kvpb.raft_pb2 import Member, PeerMessage, PublishMember
-from kvserver.errors import DiskError
+from kvserver.errors import DataDirError, DiskError
 from kvserver.mvcc.leases import LeaseChange
-from kvserver.raft.engine import (
-    EngineParts,
-    RaftEngine,
-    RaftStatus,
-    Received,
-)
+from kvserver.raft.engine import RaftEngine
 from kvserver.raft.entry import MemberId
 from kvserver.raft.identity import ClusterPlan, open_identity, plan_cluster
-from kvserver.raft.journal import LogBounds, load_configuration
+from kvserver.raft.journal import LogBounds
 from kvserver.raft.membership import Configuration
 from kvserver.raft.ports import Machine, Proposals, Timings
-from kvserver.storage.contract import ReadTxn, Storage
-from kvserver.storage.schema import META
+from kvserver.raft.status import EngineParts, RaftStatus, Received
+from kvserver.storage.rows import damaged
 
 STEP_S = 0.001
-
-
-class Log:
-    """Its state is a digest of everything applied; `applied` is what this life saw."""
-
-    feature_level = 0
-    disqualified: frozenset[MemberId] = frozenset()
-    tidying = False
-
-    def __init__(self, storage: Storage) -> None:
-        self._storage = storage
-        self.applied: list[tuple[int, int, bytes | None]] = []
-        self.reload()
-
-    def reload(self) -> None:
-        with self._storage.read() as txn:
-            self.applied_index, self._applied_term = self.applied_of(txn)
-            row = txn.get(META, b"history")
-        self._staged = self.applied_index
-        self.digest = row or b""
-
-    def applied_of(self, txn: ReadTxn) -> tuple[int, int]:
-        index, term = txn.get(META, b"applied_index"), txn.get(META, b"applied_term")
-        if index is None or term is None:
-            return load_configuration(txn).index, 0
-        return int.from_bytes(index, "big"), int.from_bytes(term, "big")
-
-    def apply(self, index: int, term: int, batch: bytes | None) -> None:
-        assert index == self.applied_index + 1
-        self.applied_index, self._applied_term = index, term
-        self.applied.append((index, term, batch))
-        told = self.digest + b"%d %d " % (index, term) + (batch or b"-")
-        self.digest = hashlib.sha256(told).digest()
-
-    def work(self) -> bool:
-        return False
-
-    def shadow(self, storage: Storage) -> "Log":
-        return Log(storage)
-
-    def moved(self) -> None:
-        with self._storage.read() as txn:
-            assert self.applied_of(txn) == (self.applied_index, self._applied_term)
-            assert (txn.get(META, b"history") or b"") == self.digest
-
-    def stage(self) -> bool:
-        if self._staged == self.applied_index:
-            return False
-        self._staged = self.applied_index
-        self._storage.writer().put(META, b"applied_index", self._staged.to_bytes(8, "big"))
-        self._storage.writer().put(META, b"applied_term", self._applied_term.to_bytes(8, "big"))
-        self._storage.writer().put(META, b"history", self.digest)
-        return True
-
-
-class Queue:
-    """Proposals: one batch uncommitted, as in production."""
-
-    def __init__(self) -> None:
-        self.waiting: deque[bytes] = deque()
-        self.appends: list[tuple[int, int, bytes]] = []
-        self._taken = b""
-        self.in_flight: int | None = None
-
-    def take(self) -> bytes | None:
-        if self.in_flight is not None or not self.waiting:
-            return None
-        self._taken = self.waiting.popleft()
-        return self._taken
-
-    def appended(self, index: int, term: int) -> None:
-        self.appends.append((index, term, self._taken))
-        self.in_flight = index
 
 
 class SimWire:
@@ -164,6 +86,11 @@ class SimNode:
         self._ended: tuple[RaftStatus, list[object], list[object]] | None = None
         self.busy_until = 0.0
         """A turn waits for the disk."""
+        self._generation = 0
+        self.verify_at = NEVER if storage.fresh else self._verification_ends()
+        """When the verification of its state ends."""
+        self.turns = 0
+        """That have ended, their syncs too."""
         machine, proposals = self.furnish()
         self.engine = RaftEngine(
             EngineParts(
@@ -182,10 +109,29 @@ class SimNode:
                 on_members=self.on_members,
                 on_event=self._on_event,
                 bounds=cluster.bounds,
+                verified=storage.fresh or not cluster.verify_s,
+                on_replaced=self._on_replaced,
             )
         )
         self.status: RaftStatus = self.engine.status()
         self.due = cluster.clock.now
+
+    # ------------------------------------------------------------------ verification
+
+    def _verification_ends(self) -> float:
+        return self.cluster.clock.now + self.cluster.rng.uniform(0.5, 1.0) * self.cluster.verify_s
+
+    def _on_replaced(self, generation: int) -> None:
+        self._generation = generation
+        self.verify_at = self._verification_ends()
+
+    def end_verification(self) -> None:
+        """All rows were read."""
+        self.verify_at = NEVER
+        if not self.storage.sound:
+            raise damaged(f"the data of {self.name}")
+        self.engine.set_verified(self._generation)
+        self.due = 0.0
 
     # ------------------------------------------------------------------ what stands around the raft
 
@@ -258,6 +204,7 @@ class SimNode:
         if self._ended is not None:
             ended, self._ended = self._ended, None
             self.end_turn(*ended)
+        self.turns += 1
 
 
 class Outside(Protocol):
@@ -286,12 +233,16 @@ class Cluster(Network):
     ) -> None:
         self.bounds = bounds or LogBounds()
         self.copy_turns = copy_turns
+        self.verify_s = 0.0
+        """How long the verification of a state takes, at most; 0: there is none."""
         super().__init__(SimClock(), random.Random(seed), timings or Timings())
         names = [f"n{i + 1}" for i in range(size)]
         self.plan: ClusterPlan = plan_cluster({n: f"{n}:1" for n in names}, "simulation")
         self.storages = {name: self.new_disk() for name in names}
         self.nodes: dict[MemberId, SimNode] = {}  # type: ignore[assignment] # stations that turn
         self.on_disk_error: Callable[[SimNode], None] | None = None
+        self.on_damage: Callable[[SimNode], None] | None = None
+        """A node has found that its state is damaged."""
         self.names: dict[MemberId, str] = {}
         """Of all that have ever run."""
         self._disks: dict[MemberId, SimDisk] = {}
@@ -303,6 +254,10 @@ class Cluster(Network):
         """Its sync has ended."""
         self.on_leases: Callable[[list[LeaseChange]], None] = lambda changes: None
         """A node applied changes of leases."""
+        self.role_changes: Counter[str] = Counter()
+        """Of whole nodes, by reason."""
+        self._stuck: set[MemberId] = set()
+        """Of those that are paused, whose main thread goes on."""
         self._node_type = node_type
         for name in names:
             self.start(name)
@@ -332,6 +287,12 @@ class Cluster(Network):
     def pause(self, member: MemberId, seconds: float) -> None:
         """The process stands still; what arrives meanwhile comes in a burst afterwards."""
         self.paused[member] = self.clock.now + seconds
+        self._stuck.discard(member)
+
+    def stick(self, member: MemberId, seconds: float) -> None:
+        """The same of its raft thread alone: its main thread goes on."""
+        self.pause(member, seconds)
+        self._stuck.add(member)
 
     def crash(self, member: MemberId, *, silent: bool = False, back: bool = False) -> None:
         """What is not committed is gone.
@@ -381,11 +342,25 @@ class Cluster(Network):
             if loop.due() <= now:
                 loop.run()
         for member in sorted(self.nodes):
-            if member not in self.paused and member in self.nodes:
+            if member not in self.nodes:
+                continue
+            if member not in self.paused:
                 self._run_node(self.nodes[member])
+            elif member in self._stuck:
+                self.nodes[member].run_loop()
 
     def _run_node(self, node: SimNode) -> None:
+        try:
+            self._run_sound(node)
+        except DataDirError:
+            if self.on_damage is None:
+                raise
+            self.on_damage(node)
+
+    def _run_sound(self, node: SimNode) -> None:
         now = self.clock.now
+        if node.verify_at <= now:
+            node.end_verification()
         if node.loop_due() <= now:
             node.run_loop()
         if node.busy_until:
@@ -416,12 +391,10 @@ class Cluster(Network):
                 soonest = at
         paused = self.paused
         for member, node in self.nodes.items():
-            if paused and member in paused:
-                at = paused[member]
-            else:
-                at = node.busy_until or node.due
-                if (loop_at := node.loop_due()) < at:
-                    at = loop_at
+            stands = bool(paused) and member in paused
+            at = paused[member] if stands else min(node.busy_until or node.due, node.verify_at)
+            if (not stands or member in self._stuck) and (loop_at := node.loop_due()) < at:
+                at = loop_at
             if at < soonest:
                 soonest = at
         return soonest

@@ -37,10 +37,11 @@ from kvserver.pipeline.reader import Reader
 from kvserver.pipeline.role import Role, RoleMachine
 from kvserver.pipeline.roster import Roster
 from kvserver.pipeline.space import Space
+from kvserver.pipeline.watchdog import RaftWatch
 from kvserver.pipeline.watching import WatchHub
-from kvserver.raft.engine import RaftStatus
 from kvserver.raft.membership import Configuration
 from kvserver.raft.ports import Machine, Proposals
+from kvserver.raft.status import RaftStatus
 from kvserver.storage.schema import META
 
 HISTORY_ROW = b"history"
@@ -123,13 +124,13 @@ class WholeNode(SimNode):
         self.loop = VirtualLoop(clock)  # type: ignore[abstract] # nobody asks for the rest
         self.roster = Roster()
         self.machine = RecordedApplier(self.storage, self.roster, self._on_applied)
-        self.space = Space(self.storage, clock, GIB, self.machine.alarms)
+        self.reader = Reader(limits, clock, knock=self.knock)
+        self.space = Space(self.storage, clock, GIB, self.machine.alarms, self.reader.linearizable)
         self.proposer = Proposer(
             limits, clock, knock=self.knock, log_time_ms=lambda: self.machine.log_time_ms,
             feature_level=lambda: self.machine.feature_level,
-            admit=self.space.admit,
+            room=self.space,
         )  # fmt: skip
-        self.reader = Reader(limits, clock, knock=self.knock)
         self.role = RoleMachine(self.me, limits, clock, self._on_role)
         self._herald = Herald(
             self.roster, self.proposer, feature_level=lambda: self.machine.feature_level,
@@ -148,6 +149,7 @@ class WholeNode(SimNode):
             self.loop, self.proposer, self._on_status, self._watches.publish, self.lessor.publish,
             self._fail,
         )  # fmt: skip
+        self._watch = RaftWatch(clock.monotonic(), self.cluster.timings.election_timeout_max)
         self._door = self._build_door(limits)
         self.servicer = KvServicer(self._door)
         self._leases = LeaseServicer(self._door)
@@ -171,7 +173,7 @@ class WholeNode(SimNode):
             compacted_to=lambda: self.machine.compacted_to, make_backup=_no_backup,
             alarms=self.machine.alarms, quota_bytes=GIB,
             defragment=lambda done: self._in_turn(lambda: self.engine.defragment(done)),
-            match_index=lambda _: 0, raft_silent_s=lambda: 0.0,
+            match_index=lambda _: 0, raft_silent_s=lambda: self._watch.silent_s,
         )  # fmt: skip
 
     @property
@@ -228,6 +230,9 @@ class WholeNode(SimNode):
     def _beat(self) -> None:
         self.proposer.expire()
         self.reader.expire()
+        now, pace = self.cluster.clock.monotonic(), self.machine.pace
+        self._watch.look(now, turns=self.turns, steps=pace.steps)
+        self.role.obstruct(self._watch.obstacle)
         self.loop.call_later(BEAT_S, self._beat)
 
     def _on_status(self, status: RaftStatus) -> None:
@@ -238,6 +243,7 @@ class WholeNode(SimNode):
 
     def _on_role(self, role: Role, term: int, reason: str) -> None:
         self.cluster.tell(self.name, f"{role.value}, term {term}: {reason}")
+        self.cluster.role_changes[reason] += 1
         if role is Role.ACTIVE:
             self._watches.activate(self.machine.revision)
             self.lessor.activate(term)

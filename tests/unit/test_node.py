@@ -10,7 +10,7 @@ import pytest
 
 from kvserver import node as module
 from kvserver.node import STUCK_EXIT_S, Node
-from kvserver.pipeline.watchdog import STEP_S_MAX, StallMeter
+from kvserver.pipeline.watchdog import STEP_S_MAX, RaftWatch
 
 LOOKS = int(3 * STUCK_EXIT_S / STEP_S_MAX)
 
@@ -44,12 +44,12 @@ class Watched:
 
     async def watch(self) -> None:
         node = SimpleNamespace(
-            _beats=0, _die=self._die, _timings=SimpleNamespace(election_timeout_max=0.6),
+            _beats=0, _die=self._die,
             _proposer=SimpleNamespace(expire=lambda: None),
             _reader=SimpleNamespace(expire=lambda: None),
             _clock=SimpleNamespace(monotonic=self.look), _thread=self,
             _applier=SimpleNamespace(pace=self),
-            _raft_stall=StallMeter(0.0), _raft_death=StallMeter(0.0),
+            _raft_watch=RaftWatch(0.0, stuck_after_s=0.6),
             _role=SimpleNamespace(obstruct=self.obstacles.append),
         )  # fmt: skip
         with contextlib.suppress(asyncio.CancelledError):

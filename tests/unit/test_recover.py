@@ -13,7 +13,6 @@ from kvserver.__main__ import command
 from kvserver.errors import DataDirError, ExitCode, UsageError
 from kvserver.mvcc.keyvalue import decode_row
 from kvserver.pipeline.applier import Applier
-from kvserver.pipeline.proposer import BATCH_FORMAT
 from kvserver.pipeline.roster import Roster
 from kvserver.raft.entry import REGULAR, MemberId
 from kvserver.raft.identity import (
@@ -39,7 +38,7 @@ RANDOM = 99
 
 def batch(key: str) -> bytes:
     put = Command(put=PutRequest(key=key.encode(), value=b"v"))
-    commands = CommandBatch(format=BATCH_FORMAT, log_time_ms=0, commands=[put])
+    commands = CommandBatch(format=1, log_time_ms=0, commands=[put])
     return REGULAR + commands.SerializeToString()
 
 

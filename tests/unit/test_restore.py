@@ -22,7 +22,6 @@ from kvserver.errors import ExitCode
 from kvserver.mvcc.hashing import HashBuilder
 from kvserver.pipeline.alarms import Alarm, Alarms, raising
 from kvserver.pipeline.applier import Applier
-from kvserver.pipeline.proposer import BATCH_FORMAT
 from kvserver.pipeline.roster import Roster
 from kvserver.raft.entry import MemberId
 from kvserver.raft.identity import (
@@ -58,7 +57,7 @@ def fill(storage: LmdbStorage) -> None:
     open_identity(storage, "old1", OLD, incarnation=7)
     applier = Applier(storage, Roster(), on_applied=lambda *_: None)
     for index, each in enumerate(commands(), applier.applied_index + 1):
-        batch = CommandBatch(format=BATCH_FORMAT, log_time_ms=index, commands=[each])
+        batch = CommandBatch(format=1, log_time_ms=index, commands=[each])
         applier.apply(index, 3, batch.SerializeToString())
     alarms = Alarms()
     alarms.change(storage.writer(), raising(Alarm(MemberId(1), CORRUPT)))

@@ -15,8 +15,9 @@ from kvserver import __version__
 from kvserver.api.metrics import Figures, families
 from kvserver.api.standing import Standing
 from kvserver.pipeline.alarms import Alarm
-from kvserver.raft.engine import RaftStatus
 from kvserver.raft.entry import MemberId
+from kvserver.raft.fitness import Fitness, Reason
+from kvserver.raft.status import RaftStatus
 
 ME, UP, DOWN, NEW = MemberId(0xA), MemberId(0xB), MemberId(0xC), MemberId(0xD)
 
@@ -78,6 +79,10 @@ def test_everything_is_told_under_its_name() -> None:
         ("etcd_server_is_learner",): 0,
         ("etcd_server_proposals_committed_total",): 98,
         ("etcd_server_proposals_applied_total",): 97,
+        ("kv_unfit", "disqualified"): 0,
+        ("kv_unfit", "unverified"): 0,
+        ("kv_unfit", "lagging"): 0,
+        ("kv_verified_part",): 1,
         ("etcd_server_proposals_pending",): 3,
         ("kv_term",): 7,
         ("kv_last_index",): 100,
@@ -126,3 +131,13 @@ def test_a_node_that_knows_nobody(now: Figures) -> None:
     assert told["etcd_server_has_leader",] == 0
     assert told["kv_role", "active"] == 0
     assert not any(told[key] for key in told if key[0] == "kv_peer_connected")
+
+
+def test_why_a_node_is_unfit_has_a_figure_for_each_reason() -> None:
+    fitness = Fitness(frozenset({Reason.UNVERIFIED}))
+    now = read(
+        replace(STANDBY, standing=replace(STANDBY.standing, fitness=fitness, verified_part=0.5))
+    )
+    assert now["kv_unfit", "unverified"] == 1
+    assert now["kv_unfit", "disqualified"] == now["kv_unfit", "lagging"] == 0
+    assert now["kv_verified_part",] == 0.5

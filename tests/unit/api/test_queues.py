@@ -7,6 +7,7 @@ from typing import Any, Self, cast
 
 import pytest
 from support.memory_storage import MemoryStorage
+from support.rooms import Rooms
 
 from kvpb.rpc_pb2 import RangeRequest, RangeResponse, TxnRequest, TxnResponse
 from kvserver.api import queues as module
@@ -251,7 +252,7 @@ async def test_an_active_proposes_without_a_suspension() -> None:
     """Withdrawals rest on it: what they have looked at holds until they are in the queue."""
     proposer = Proposer(
         Limits(), SimpleNamespace(monotonic=lambda: 0.0), knock=lambda: None,
-        log_time_ms=lambda: 0, feature_level=lambda: 0, admit=lambda command: None,
+        log_time_ms=lambda: 0, feature_level=lambda: 0, room=Rooms(),
     )  # fmt: skip
     door = SimpleNamespace(role=Role(), proposer=proposer)
     request = TxnRequest()

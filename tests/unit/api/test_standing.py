@@ -10,11 +10,16 @@ from kvserver.api.standing import (
     why_not_healthy,
     why_not_live,
     why_not_ready,
+    why_unfit,
 )
+from kvserver.raft.fitness import Fitness, Reason
 
 ACTIVE = Standing(active=True, leader_known=True, fit=True)
 STANDBY = Standing(active=False, leader_known=True, fit=True)
 ALONE = Standing(active=False, leader_known=False, fit=False)
+
+DISQUALIFIED = Fitness(frozenset({Reason.DISQUALIFIED}))
+BUSY = Fitness(frozenset({Reason.UNVERIFIED, Reason.LAGGING}))
 
 
 @pytest.mark.parametrize("node", [ACTIVE, STANDBY])
@@ -39,7 +44,8 @@ def test_a_raft_thread_may_be_busy_but_not_for_ever() -> None:
     ("standby", "said"),
     [
         (replace(STANDBY, removed=True), "removed from the cluster"),
-        (replace(STANDBY, disqualified=True, fit=False), "disqualified"),
+        (replace(STANDBY, fitness=DISQUALIFIED, fit=False), "disqualified"),
+        (replace(STANDBY, fitness=BUSY, fit=False), "unverified, lagging"),
         (replace(STANDBY, learner=True), "learner"),
         (replace(STANDBY, fit=False), "not fit for promotion"),
         (replace(STANDBY, obstacle="stopping"), "stopping"),
@@ -58,7 +64,7 @@ def test_alarms_are_told_as_by_etcd() -> None:
     assert why_not_healthy(full) == "ALARM NOSPACE"
     assert why_not_healthy(full, ["NOSPACE"]) == ""
     assert why_not_healthy(full, ["CORRUPT"]) == "ALARM NOSPACE"
-    odd = replace(full, disqualified=True)
+    odd = replace(full, fitness=DISQUALIFIED)
     assert why_not_healthy(odd, ["NOSPACE"]) == "ALARM CORRUPT"
     assert why_not_healthy(odd, ["NOSPACE", "CORRUPT"]) == ""
 
@@ -79,3 +85,24 @@ def test_an_alarm_comes_before_the_leader_as_with_etcd() -> None:
 )
 def test_our_own_reasons_look_like_etcds(node: Standing, said: str) -> None:
     assert why_not_healthy(node) == said
+
+
+@pytest.mark.parametrize(
+    ("node", "said"),
+    [
+        (STANDBY, ""),
+        (replace(STANDBY, fitness=DISQUALIFIED), "disqualified"),
+        (
+            replace(STANDBY, fitness=BUSY, verified_part=0.634),
+            "unverified, lagging: 63% of its data is read; it serves nothing before",
+        ),
+        (
+            replace(ACTIVE, fitness=BUSY, verified_part=0.0),
+            "unverified, lagging: 0% of its data is read; it serves all the same, as all were "
+            "restarted",
+        ),
+    ],
+    ids=["fit", "disqualified", "unverified", "trusted"],
+)
+def test_why_a_node_is_unfit_is_told_to_its_operator(node: Standing, said: str) -> None:
+    assert why_unfit(node) == said

@@ -21,6 +21,9 @@ OURS_ALONE = {
     errors.SnapshotFailedError: (
         "kvserver: the snapshot could not be made: the log of the node says why"
     ),
+    errors.UnverifiedError: (
+        "kvserver: this node has not verified its data yet; ask another one, or again in a while"
+    ),
     errors.WriteIdError: "kvserver: kv-write-id-bin is no valid write id",
     errors.SessionNotFoundError: "kvserver: session not found",
     errors.WriteForgottenError: "kvserver: the client is done with this write",

@@ -12,8 +12,8 @@ import pytest
 from kvserver.api.streams import after_first_request, until_deposed
 from kvserver.pipeline.limits import Limits
 from kvserver.pipeline.role import RoleMachine
-from kvserver.raft.engine import RaftStatus
 from kvserver.raft.entry import MemberId
+from kvserver.raft.status import RaftStatus
 
 ME, OTHER = MemberId(1), MemberId(2)
 ACTIVE = RaftStatus(

@@ -254,6 +254,28 @@ def test_status_of_one_whose_data_differs(nodes: Nodes, leader: int) -> None:
     assert roles == ["disqualified", "active" if leader == 0xA2 else "standby"]
 
 
+@pytest.mark.parametrize("leader", [0xA1, 0xA2])
+def test_status_of_one_that_reads_its_data_first(nodes: Nodes, leader: int) -> None:
+    one, other = nodes(2)
+    told = "kvserver: unverified: 63% of its data is read; it serves nothing before"
+    one.on("Status", status_step(0xA1, leader, 4, errors=[told]))
+    other.on("Status", status_step(0xA2, leader, 4))
+    one.on("MemberList", three_members(one.address, other.address))
+    result = kv("--endpoints", one.address, "status", "-o", "json")
+    roles = [node["role"] for node in json.loads(result.stdout)["nodes"]]
+    assert roles == ["unverified", "active" if leader == 0xA2 else "standby"]
+    assert "63% of its data is read" in kv("--endpoints", one.address, "status").stdout
+
+
+def test_status_of_one_that_serves_though_it_is_unverified(nodes: Nodes) -> None:
+    (one,) = nodes(1)
+    told = "kvserver: unverified: 5% of its data is read; it serves all the same, as all were"
+    one.on("Status", status_step(0xA1, 0xA1, 4, errors=[told]))
+    one.on("MemberList", three_members(one.address))
+    result = kv("--endpoints", one.address, "status", "-o", "json")
+    assert json.loads(result.stdout)["nodes"][0]["role"] == "active"
+
+
 def test_status_of_a_learner_and_of_members_without_an_address(nodes: Nodes) -> None:
     (learner,) = nodes(1)
     learner.on("Status", status_step(0xA1, 0xA9, 4, isLearner=True))

@@ -2,6 +2,7 @@
 
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator
+from typing import Any
 
 import pytest
 from support.memory_storage import MemoryStorage, MemoryTxn
@@ -48,10 +49,10 @@ class Watched(MemoryTxn):
         self._touch(len(keys))
         return super().get_many(db, keys)
 
-    def put_many(self, db: Database, pairs: Iterable[tuple[bytes, bytes]]) -> None:
+    def put_many(self, db: Database, pairs: Iterable[tuple[bytes, bytes]], **hints: Any) -> None:
         rows = list(pairs)
         self._touch(len(rows))
-        super().put_many(db, rows)
+        super().put_many(db, rows, **hints)
 
     def delete(self, db: Database, key: bytes) -> bool:
         self._touch()

@@ -1,6 +1,7 @@
 """The bookkeeping of single commands, of batches, and of transactions that fail half-way."""
 
 from collections.abc import Collection, Iterable, Sequence
+from typing import Any
 
 import pytest
 from support.memory_storage import MemoryStorage, MemoryTxn
@@ -47,9 +48,9 @@ class CountingTxn(MemoryTxn):
         self.calls.append("put")
         super().put(db, key, value)
 
-    def put_many(self, db: Database, pairs: Iterable[tuple[bytes, bytes]]) -> None:
+    def put_many(self, db: Database, pairs: Iterable[tuple[bytes, bytes]], **hints: Any) -> None:
         before = list(self.calls)
-        super().put_many(db, pairs)
+        super().put_many(db, pairs, **hints)
         self.calls = [*before, "put_many"]
 
 

@@ -12,6 +12,7 @@ from kvserver.pipeline.alarm_keeper import AlarmKeeper
 from kvserver.pipeline.alarms import Alarm, Alarms, disarming, raising
 from kvserver.pipeline.roster import Roster
 from kvserver.raft.entry import MemberId
+from kvserver.raft.fitness import Fitness, Reason
 from kvserver.raft.membership import Configuration
 
 ME, OTHER = MemberId(1), MemberId(2)
@@ -31,6 +32,7 @@ class Role:
 class Status:
     def __init__(self) -> None:
         self.peers = {OTHER: PublishMember(id=OTHER)}
+        self.fitness = Fitness()
 
 
 class Bench:
@@ -124,3 +126,15 @@ async def test_a_node_says_what_to_do_when_it_is_disqualified(bench: Bench) -> N
     await bench.look()
     assert [name for name, _ in bench.events[1:]] == ["alarm.raised", "node.disqualified"]
     assert "empty its --data-dir" in bench.events[-1][1]["reason"]
+
+
+async def test_who_is_unverified_does_not_say_that_it_is_full(bench: Bench) -> None:
+    """One damaged page counter of one member would stop the writes of all."""
+    bench.status.fitness = Fitness(frozenset({Reason.UNVERIFIED}))
+    bench.space.full = True
+    await bench.look()
+    assert bench.words == []
+    assert bench.proposed == []
+    bench.status.fitness = Fitness()
+    await bench.look()
+    assert bench.words == [True]

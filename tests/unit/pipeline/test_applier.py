@@ -27,8 +27,8 @@ from kvserver.errors import KeyNotFoundError, LogNotUnderstoodError
 from kvserver.mvcc.leases import LeaseChange, LeaseRow, promised_ms
 from kvserver.mvcc.pace import STEP_KEYS
 from kvserver.mvcc.store import FIRST_REVISION
+from kvserver.pipeline.features import BATCH_FORMATS
 from kvserver.pipeline.outcome import Result
-from kvserver.pipeline.proposer import BATCH_FORMAT
 from kvserver.storage.schema import KV, META
 
 
@@ -218,13 +218,13 @@ def refused(batch: bytes) -> str:
 
 
 def test_a_batch_of_another_format_is_not_guessed_at() -> None:
-    batch = CommandBatch(format=BATCH_FORMAT + 1, commands=[put("a")])
-    assert "entry 2 has format 2" in refused(batch.SerializeToString())
+    batch = CommandBatch(format=BATCH_FORMATS[-1] + 1, commands=[put("a")])
+    assert f"entry 2 has format {BATCH_FORMATS[-1] + 1}" in refused(batch.SerializeToString())
 
 
 def test_a_command_of_a_newer_version_is_not_skipped() -> None:
     unknown = Command.FromString(b"\xfa\x07\x00")  # field 127, of length 0
-    batch = CommandBatch(format=BATCH_FORMAT, commands=[put("a"), unknown])
+    batch = CommandBatch(format=BATCH_FORMATS[-1], commands=[put("a"), unknown])
     assert "newer kvserver" in refused(batch.SerializeToString())
 
 

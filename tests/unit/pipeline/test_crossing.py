@@ -6,6 +6,7 @@ from dataclasses import replace
 from typing import cast
 
 import pytest
+from support.rooms import Rooms
 
 from kvpb.raft_pb2 import Command, PublishMember
 from kvpb.rpc_pb2 import PutRequest, PutResponse
@@ -16,8 +17,8 @@ from kvserver.pipeline.crossing import Crossing
 from kvserver.pipeline.limits import Limits
 from kvserver.pipeline.outcome import Response
 from kvserver.pipeline.proposer import Proposer
-from kvserver.raft.engine import RaftStatus
 from kvserver.raft.entry import MemberId
+from kvserver.raft.status import RaftStatus
 
 ME, OTHER = MemberId(1), MemberId(2)
 LEADING = RaftStatus(
@@ -63,7 +64,7 @@ class Bench:
             knock=lambda: None,
             log_time_ms=lambda: 0,
             feature_level=lambda: 0,
-            admit=lambda command: None,
+            room=Rooms(),
         )
         loop = cast("asyncio.AbstractEventLoop", self.loop)
         self.on_status: Callable[[], object] = lambda: None

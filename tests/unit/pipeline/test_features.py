@@ -3,7 +3,7 @@
 import pytest
 from support.memory_storage import MemoryStorage
 
-from kvpb.raft_pb2 import Command, CommandBatch, PublishMember, SetFeatureLevel
+from kvpb.raft_pb2 import Caller, Command, CommandBatch, PublishMember, SetFeatureLevel
 from kvpb.rpc_pb2 import LeaseGrantRequest, PutRequest
 from kvserver.errors import LogNotUnderstoodError, NotCapableError
 from kvserver.pipeline import features
@@ -32,6 +32,11 @@ def test_nobody_decides_before_all_have_told() -> None:
     assert level_to_use([], told(one=3)) is None
 
 
+def test_where_no_time_can_be_passed_no_lease_can_have_been_ended() -> None:
+    """Load-bearing for `Lessor`: it goes on without an entry of its own where it gets none."""
+    assert features.COMMAND_LEVELS["pass_time"] <= features.COMMAND_LEVELS["expire_leases"]
+
+
 def test_a_command_waits_for_its_level(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(features, "COMMAND_LEVELS", {"put": 0, "lease_grant": 2})
     put, grant = Command(put=PutRequest()), Command(lease_grant=LeaseGrantRequest())
@@ -47,6 +52,19 @@ def test_a_numbered_write_waits_until_all_members_know_what_that_is() -> None:
     check_command(write, features.NUMBERED_LEVEL)
     with pytest.raises(NotCapableError):
         check_command(write, features.NUMBERED_LEVEL - 1)
+
+
+def test_who_asks_is_named_only_where_all_members_look_at_it() -> None:
+    """An older one would apply the command without a look at the rights."""
+    asked = Command(put=PutRequest(), caller=Caller(user="alice"))
+    check_command(asked, features.CALLER_LEVEL)
+    with pytest.raises(NotCapableError):
+        check_command(asked, features.CALLER_LEVEL - 1)
+
+
+def test_entries_are_written_as_all_members_read_them() -> None:
+    assert [features.batch_format(level) for level in range(5)] == [1, 1, 1, 2, 2]
+    assert (1, features.batch_format(FEATURE_LEVEL)) == features.BATCH_FORMATS
 
 
 def test_every_command_has_a_level() -> None:
@@ -95,3 +113,13 @@ def test_a_level_that_is_not_known_stops_the_node() -> None:
     _, one = started()
     with pytest.raises(LogNotUnderstoodError, match="feature level"):
         set_level(one, FEATURE_LEVEL + 1)
+
+
+@pytest.mark.parametrize("number", features.BATCH_FORMATS)
+def test_every_format_is_read_at_every_level(number: int) -> None:
+    for level in (0, FEATURE_LEVEL):
+        _, one = started()
+        set_level(one, level)
+        batch = CommandBatch(format=number, commands=[Command(put=PutRequest(key=b"k"))])
+        one.apply(one.applied_index + 1, 1, batch.SerializeToString())
+        assert one.revision == 2

@@ -11,8 +11,8 @@ from kvserver.pipeline.limits import Limits
 from kvserver.pipeline.operator import Operator
 from kvserver.pipeline.role import RoleMachine
 from kvserver.pipeline.roster import Roster
-from kvserver.raft.engine import RaftStatus
 from kvserver.raft.entry import MemberId
+from kvserver.raft.status import RaftStatus
 
 ME, TARGET, OTHER = MemberId(1), MemberId(2), MemberId(3)
 

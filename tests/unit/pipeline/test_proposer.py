@@ -4,11 +4,13 @@ import asyncio
 from dataclasses import replace
 
 import pytest
+from support.rooms import Rooms
 
 from kvpb import rpc_pb2
-from kvpb.raft_pb2 import Command, CommandBatch
+from kvpb.raft_pb2 import Command, CommandBatch, PassTime
 from kvserver.errors import (
     KeyNotFoundError,
+    NoSpaceError,
     NotActiveError,
     OutcomeUnknownError,
     RequestTooLargeError,
@@ -40,13 +42,15 @@ class Bench:
     def __init__(self, limits: Limits | None = None, log_time_ms: int = 0) -> None:
         self.clock = Clock()
         self.knocks = 0
+        self.room = Rooms()
+        self.level = 2
         self.proposer = Proposer(
             limits or Limits(),
             self.clock,
             knock=self._knock,
             log_time_ms=lambda: log_time_ms,
-            feature_level=lambda: 0,
-            admit=lambda command: None,
+            feature_level=lambda: self.level,
+            room=self.room,
         )
 
     def _knock(self) -> None:
@@ -84,6 +88,17 @@ async def test_what_waits_shares_a_batch_and_each_gets_its_own_result() -> None:
     with pytest.raises(KeyNotFoundError):
         await b
     assert bench.proposer.pending == 0
+
+
+async def test_the_applied_level_says_how_an_entry_is_written() -> None:
+    bench = Bench()
+    for index, (level, written) in enumerate([(0, 1), (2, 1), (3, 2), (4, 2)], 5):
+        bench.level = level
+        (waiting,) = await bench.propose(b"k")
+        assert bench.take(index, 2).format == written
+        bench.proposer.applied(index, 2, [rpc_pb2.PutResponse()])
+        bench.settle()
+        await waiting
 
 
 async def test_one_batch_is_uncommitted_at_most() -> None:
@@ -242,3 +257,57 @@ async def test_a_new_leadership_holds_nothing_back() -> None:
     settle(bench.proposer.take_outcomes())
     await bench.propose(b"b")
     assert len(bench.take(3, 2).commands) == 1
+
+
+# ---------------------------------------------------------------------- without room
+
+
+NUMBERED = Command(session=7, sequence=3, put=rpc_pb2.PutRequest(key=b"k", value=b"v"))
+
+
+async def test_without_room_what_was_sent_before_is_waited_for() -> None:
+    """It may be in the log, though nobody waits for it: first its answer, then the refusal."""
+    bench = Bench()
+    first = asyncio.create_task(bench.proposer.propose(NUMBERED))
+    await asyncio.sleep(0)
+    bench.take(5, 2)
+    first.cancel()  # its client has given up, and sends it again
+    bench.room.full = True
+    again = asyncio.create_task(bench.proposer.propose(NUMBERED))
+    await asyncio.sleep(0)
+    assert not again.done()
+    assert bench.proposer.take() is None, "the first one is not decided"
+    bench.proposer.applied(5, 2, [rpc_pb2.PutResponse()])
+    (barrier,) = bench.take(6, 2).commands
+    assert barrier == Command(pass_time=PassTime())
+    bench.room.settled.add((7, 3))
+    bench.proposer.applied(6, 2, [None])
+    bench.settle()
+    while not (batch := bench.proposer.take()):
+        assert not again.done()
+        await asyncio.sleep(0)
+    bench.proposer.appended(7, 2)
+    assert list(CommandBatch.FromString(batch).commands) == [NUMBERED]
+    bench.proposer.applied(7, 2, [rpc_pb2.PutResponse()])
+    bench.settle()
+    assert await again == rpc_pb2.PutResponse()
+    with pytest.raises(asyncio.CancelledError):
+        await first
+
+
+async def test_without_room_what_is_new_is_refused_and_never_proposed() -> None:
+    bench = Bench()
+    bench.room.full = True
+    fresh = asyncio.create_task(bench.proposer.propose(NUMBERED))
+    await asyncio.sleep(0)
+    (barrier,) = bench.take(5, 2).commands
+    assert barrier.HasField("pass_time")
+    bench.proposer.applied(5, 2, [None])
+    bench.settle()
+    with pytest.raises(NoSpaceError):
+        await fresh
+    assert bench.proposer.take() is None
+    (plain,) = await bench.propose(b"k")
+    with pytest.raises(NoSpaceError):
+        await plain
+    assert bench.proposer.pending == 0

@@ -9,10 +9,13 @@ from kvserver.errors import CorruptClusterError, NotActiveError
 from kvserver.pipeline.limits import Limits
 from kvserver.pipeline.role import Role, RoleMachine
 from kvserver.pipeline.watchdog import STEP_S_MAX, StallMeter
-from kvserver.raft.engine import RaftStatus
 from kvserver.raft.entry import MemberId
+from kvserver.raft.fitness import Fitness, Reason
+from kvserver.raft.status import RaftStatus
 
 ME, OTHER = MemberId(1), MemberId(2)
+
+DISQUALIFIED = Fitness(frozenset({Reason.DISQUALIFIED}))
 
 
 class Clock:
@@ -83,21 +86,49 @@ async def test_only_so_many_are_parked() -> None:
 async def test_who_is_disqualified_waits_for_a_successor_and_then_says_why() -> None:
     role, changes = machine(replace(Limits(), parked_s=0.05))
     role.observe(status(ME, active=True))
-    role.observe(replace(status(ME, active=True), disqualified=True))
+    role.observe(replace(status(ME, active=True), fitness=DISQUALIFIED))
     assert role.leads
     waiting = asyncio.create_task(role.require_active())
     await asyncio.sleep(0)
     assert role.parked == 1
     with pytest.raises(CorruptClusterError):
         await waiting
-    role.observe(replace(status(OTHER, term=2), disqualified=True))
+    role.observe(replace(status(OTHER, term=2), fitness=DISQUALIFIED))
     with pytest.raises(NotActiveError):
         await role.require_active()
     assert not role.leads
     assert [(change[0], change[2]) for change in changes] == [
         (Role.ACTIVE, "elected"),
-        (Role.STANDBY, "its state differs from that of others"),
+        (Role.STANDBY, "its state must not be served: disqualified"),
     ]
+
+
+async def test_who_is_unverified_serves_only_if_it_is_trusted() -> None:
+    role, changes = machine(replace(Limits(), parked_s=0.05))
+    unverified = Fitness(frozenset({Reason.UNVERIFIED}))
+    role.observe(replace(status(ME, active=True), fitness=unverified))
+    assert not role.active
+    with pytest.raises(NotActiveError):
+        await role.require_active()
+    waiting = asyncio.create_task(role.require_active())
+    await asyncio.sleep(0)
+    role.observe(status(ME, active=True))
+    await waiting
+    role.observe(replace(status(ME, active=True), fitness=replace(unverified, trusted=True)))
+    assert role.active
+    assert [(change[0], change[2]) for change in changes] == [(Role.ACTIVE, "elected")]
+
+
+async def test_who_has_retired_does_not_come_back() -> None:
+    role, _ = machine()
+    role.observe(status(ME, active=True))
+    role.retire("its data is damaged")
+    role.obstruct(None)
+    role.observe(status(ME, active=True))
+    assert not role.active
+    assert role.obstacle == "its data is damaged"
+    with pytest.raises(NotActiveError):
+        await role.require_active()
 
 
 async def test_who_was_removed_waits_for_no_election() -> None:

@@ -1,6 +1,11 @@
 """Numbered writes: applied once, however often and wherever they come again."""
 
+import ast
+import inspect
 import random
+import re
+from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -8,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from support.applying import Replica, delete, put, txn
 
-from kvpb.raft_pb2 import Command, ExpireLeases
+from kvpb.raft_pb2 import Command, ExpireLeases, SessionRow, SetFeatureLevel
 from kvpb.rpc_pb2 import (
     DeleteRangeRequest,
     LeaseGrantRequest,
@@ -20,6 +25,7 @@ from kvpb.rpc_pb2 import (
     TxnResponse,
 )
 from kvserver import errors
+from kvserver.mvcc import sessions
 from kvserver.mvcc.leases import promised_ms
 from kvserver.mvcc.sessions import KEPT_BYTES_MAX, SESSION_BYTES_MAX, WINDOW
 from kvserver.storage.schema import SESSION
@@ -104,6 +110,50 @@ def test_an_error_is_repeated_too() -> None:
     apply(replica, put("k"))
     assert kind_of(apply(replica, missing)) == [errors.KeyNotFoundError]
     assert replica.applier.revision == 2
+
+
+def test_errors_are_kept_as_all_members_read_them() -> None:
+    """By name until the entry that raises the level, by number from its place on."""
+    replica = opened()
+    missing = Command(put=PutRequest(key=b"none", ignore_value=True))
+    raised = Command(set_feature_level=SetFeatureLevel(level=3))
+    apply(replica, n(1, missing))
+    apply(replica, n(2, missing), raised, n(3, missing))
+    replica.turn()
+    ((_, _, row),) = (each for each in replica.rows() if each[0] == SESSION.name)
+    answers = SessionRow.FromString(row).answers
+    assert [each.WhichOneof("answer") for each in answers] == ["error", "error", "error_number"]
+    assert [each.error for each in answers] == ["KeyNotFoundError", "KeyNotFoundError", ""]
+    for each in (replica, replica.restarted()):
+        again = apply(each, *(n(number, missing) for number in (1, 2, 3)))
+        assert kind_of(again) == [errors.KeyNotFoundError] * 3
+
+
+def test_every_error_that_applying_can_raise_has_a_number() -> None:
+    raised = set()
+    for path in Path(sessions.__file__).parent.glob("*.py"):
+        if path.name != "sessions.py":  # what those are about is never kept as an answer
+            raised |= set(_raised_in(path.read_text()))
+    found = {vars(errors)[name] for name in raised if name in vars(errors)}
+    assert errors.KeyNotFoundError in found
+    assert found <= set(errors.ERROR_NUMBERS.values())
+
+
+def _raised_in(source: str) -> Iterator[str]:
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Raise) and node.exc is not None:
+            raised = node.exc.func if isinstance(node.exc, ast.Call) else node.exc
+            yield ast.unparse(raised)
+
+
+def test_error_numbers_are_given_once() -> None:
+    """Which error a number was given to is in the golden record."""
+    kinds = list(errors.ERROR_NUMBERS.values())
+    assert len(set(kinds)) == len(kinds)
+    assert min(errors.ERROR_NUMBERS) > 0, "0 is no number: a message does not tell it from none"
+    source = inspect.getsource(errors)
+    numbers = re.findall(r"^    (\d+): \w+Error,$", source, re.MULTILINE)
+    assert list(map(int, numbers)) == list(errors.ERROR_NUMBERS), "a dict would hide a double one"
 
 
 def test_what_the_client_is_done_with_is_dropped_and_never_applied() -> None:

@@ -43,7 +43,11 @@ class Clock:
 class Bench:
     def __init__(self) -> None:
         self.storage, self.clock, self.alarms = MemoryStorage(), Clock(), Alarms()
-        self.space = Space(self.storage, self.clock, QUOTA, self.alarms)
+        self.space = Space(self.storage, self.clock, QUOTA, self.alarms, self._moment)
+
+    async def _moment(self) -> None:
+        """All that was applied becomes visible."""
+        self.storage.commit()
 
     def fill(self, part: float) -> None:
         """Let the state take this part of the quota."""
@@ -182,19 +186,22 @@ def test_what_is_no_state_does_not_count() -> None:
     assert not bench.space.full
 
 
-def test_a_write_that_was_applied_may_ask_for_its_answer() -> None:
+async def test_a_write_that_was_applied_may_ask_for_its_answer() -> None:
+    """From the moment on at which it was applied, not only once that is visible."""
     bench = Bench()
     writer = Writer(bench.storage.writer(), 1)
     writer.open_session(LeaseGrantRequest(ID=7, TTL=60))
-    first, next_one = (
+    writes = [
         Command(session=7, sequence=number, put=PutRequest(key=b"k", value=b"v"))
-        for number in (1, 2)
-    )
-    writer.sessions.keep(first, writer.put(first.put))
+        for number in (1, 2, 3)
+    ]
+    for write in writes[:2]:
+        write.done_to = write.sequence - 1
+        assert writer.sessions.answered(write) is None
+        writer.sessions.keep(write, writer.put(write.put), numbered_errors=True)
     writer.flush()
-    bench.storage.commit()
+    assert [await bench.space.is_settled(write) for write in writes] == [True, True, False]
+    assert not await bench.space.is_settled(Command(session=8, sequence=1))
     bench.fill(1.1)
-    for _ in range(2):  # the first one meets the end of the room, the second finds it full
-        assert bench.admits(first)
-        bench.space.look()
-    assert not bench.admits(next_one)
+    bench.space.look()
+    assert not any(bench.admits(write) for write in writes)

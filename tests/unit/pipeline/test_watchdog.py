@@ -2,7 +2,14 @@
 
 import pytest
 
-from kvserver.pipeline.watchdog import STEP_S_MAX, StallMeter
+from kvserver.pipeline.watchdog import (
+    STEP_S_MAX,
+    STUCK,
+    MainStep,
+    MainWatch,
+    RaftWatch,
+    StallMeter,
+)
 
 
 def test_progress_is_no_stall() -> None:
@@ -45,3 +52,36 @@ def test_looks_are_measured_one_from_the_other() -> None:
     meter.look(100.02, 1)
     meter.look(100.03, 1)
     assert meter.stalled_s == pytest.approx(0.03)
+
+
+def test_a_node_without_turns_steps_aside_and_is_back_with_the_next_turn() -> None:
+    watch = RaftWatch(0.0, stuck_after_s=0.62)
+    obstacles = []
+    for look in range(16):
+        watch.look(look * 0.05, turns=1, steps=0)
+        obstacles.append(watch.obstacle)
+    assert obstacles == [None] * 13 + [STUCK] * 3
+    watch.look(0.8, turns=2, steps=0)
+    assert watch.obstacle is None
+
+
+def test_steps_within_a_turn_are_signs_of_life_and_no_turns() -> None:
+    watch = RaftWatch(0.0, stuck_after_s=0.6)
+    for look in range(40):
+        watch.look(look * 0.05, turns=1, steps=look)
+    assert watch.obstacle == STUCK
+    assert watch.silent_s == 0.0
+    watch.look(2.0, turns=1, steps=39)
+    assert watch.silent_s == pytest.approx(0.05)
+
+
+def test_a_main_thread_that_stands_still_is_handed_over_for_once_then_left_to_the_others() -> None:
+    watch = MainWatch(0.0, hand_over_after_s=0.62, withhold_after_s=0.4)
+    steps = [watch.look(look * 0.05, beats=1) for look in range(26)]
+    assert steps[:13] == [MainStep.NONE] * 13
+    assert steps[13] is MainStep.HAND_OVER
+    assert steps[14:22] == [MainStep.NONE] * 8
+    assert set(steps[22:]) == {MainStep.WITHHOLD}
+    assert watch.silent_s > 1.2
+    assert watch.look(1.3, beats=2) is MainStep.NONE
+    assert watch.silent_s == 0.0

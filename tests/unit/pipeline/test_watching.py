@@ -26,15 +26,21 @@ class Client:
 
     def __init__(self) -> None:
         self.full = False
+        self.takes = 1 << 30
+        """Changes at a time, up to the end of a revision."""
         self.got: list[Change] = []
         self.batches: list[list[int]] = []
         self.compacted_at: int | None = None
 
-    def send(self, watcher: Watcher, changes: list[Change], news: News) -> None:
+    def send(self, watcher: Watcher, changes: list[Change], news: News) -> int | None:
         assert changes
+        assert not self.full
         assert news.revision >= changes[-1].revision
-        self.got += changes
-        self.batches.append([change.revision for change in changes])
+        left = [c for c in changes[self.takes :] if c.revision != changes[self.takes - 1].revision]
+        taken = changes[: len(changes) - len(left)]
+        self.got += taken
+        self.batches.append([change.revision for change in taken])
+        return left[0].revision if left else None
 
     def compacted(self, watcher: Watcher, revision: int) -> None:
         self.compacted_at = revision
@@ -116,7 +122,7 @@ writes = st.one_of(
 )
 steps = st.one_of(
     st.lists(writes, min_size=1, max_size=3),
-    st.sampled_from(["commit", "full", "room", "breathe", "watch"]),
+    st.sampled_from(["commit", "full", "room", "breathe", "watch", "little", "much"]),
 )
 
 
@@ -138,6 +144,9 @@ def test_no_gap_no_duplicate_whole_revisions(
                 bench.commit()
             elif step == "breathe":
                 await asyncio.sleep(0)
+            elif step in ("little", "much"):
+                for _, client, _ in watched:
+                    client.takes = 1 if step == "little" else 1 << 30
             else:
                 for _, client, _ in watched:
                     client.full = step == "full"
@@ -185,6 +194,20 @@ async def test_large_values_are_read_some_at_a_time() -> None:
     assert (bench.hub.count, bench.hub.count_behind) == (1, 0)
     assert client.batches == [[2, 2, 3, 3], [4, 4, 5, 5], [6, 6, 7, 7]], "whole revisions"
     assert seen(client) == bench.expected(watcher, 2)
+    bench.hub.close()
+
+
+async def test_one_that_takes_little_at_a_time_gets_the_rest_later() -> None:
+    bench = Bench()
+    watcher, client = bench.watch(b"a", b"c")
+    client.takes = 1
+    puts = [PutRequest(key=key) for key in (b"a", b"b", b"a")]
+    bench.apply(*puts, TxnRequest(success=[RequestOp(request_put=each) for each in puts[:2]]))
+    assert client.batches == [[2]]
+    assert not watcher.live
+    await settle(bench)
+    assert client.batches == [[2], [3], [4], [5, 5]]
+    assert watcher.live
     bench.hub.close()
 
 

@@ -5,9 +5,10 @@ from support.simulation import Cluster, SimNode
 
 from kvpb import raft_pb2
 from kvpb.raft_pb2 import PeerMessage
-from kvserver.raft.engine import Received
 from kvserver.raft.entry import MemberId
+from kvserver.raft.fitness import Reason
 from kvserver.raft.journal import LogBounds
+from kvserver.raft.status import Received
 
 
 @pytest.fixture
@@ -85,7 +86,7 @@ def test_an_active_hands_over(born: Cluster) -> None:
     assert active is not None
     disqualify(born, active.me)
     assert born.run(0.1, until=lambda: born.active() not in (None, active))
-    assert active.status.disqualified
+    assert Reason.DISQUALIFIED in active.status.fitness.reasons
     assert not active.status.active
 
 

@@ -9,9 +9,10 @@ from support.simulation import Cluster, SimNode, give
 from kvpb import raft_pb2
 from kvpb.raft_pb2 import AppendEntries, AppendReply, PeerMessage, RequestVote
 from kvserver.errors import DiskError
-from kvserver.raft.engine import EFFECTS_HELD_S, Received
+from kvserver.raft.engine import EFFECTS_HELD_S
 from kvserver.raft.entry import NO_OP, REGULAR
 from kvserver.raft.journal import SafetyError
+from kvserver.raft.status import Received
 
 PROMISES = {"append_reply", "request_vote", "vote_reply"}
 

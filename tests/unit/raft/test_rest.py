@@ -3,7 +3,7 @@
 from support.simulation import Cluster, SimNode
 
 from kvpb.raft_pb2 import PeerMessage, TimeoutNow
-from kvserver.raft.engine import Received
+from kvserver.raft.status import Received
 
 WATCHED_S = 2.0
 

@@ -7,9 +7,9 @@ from support.simulation import Cluster, SimNode
 from kvpb import raft_pb2
 from kvpb.raft_pb2 import PeerMessage, SnapshotChunk
 from kvserver.errors import SnapshotFailedError
-from kvserver.raft.engine import Received
 from kvserver.raft.journal import LogBounds
 from kvserver.raft.snapshot import SILENT_S, SnapshotReceiver
+from kvserver.raft.status import Received
 
 BOUNDS = LogBounds(keep_entries=10, hold_entries=20, trimmed_per_turn=8)
 

@@ -3,7 +3,7 @@
 from support.simulation import Cluster, give
 
 from kvpb import raft_pb2
-from kvserver.raft.engine import Connected, Disconnected
+from kvserver.raft.status import Connected, Disconnected
 
 
 def test_a_cut_off_standby_does_not_disturb_when_it_returns(born: Cluster) -> None:

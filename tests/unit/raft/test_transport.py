@@ -10,10 +10,10 @@ from kvpb.raft_pb2 import Hello, Member, PeerMessage, ReadRound, Refusal
 from kvserver.clock import SystemClock
 from kvserver.errors import AddressError
 from kvserver.raft import transport as transports
-from kvserver.raft.engine import Connected, Disconnected, Event, Received
 from kvserver.raft.entry import MemberId
 from kvserver.raft.frames import HELLO_BYTES_MAX, FrameDecoder, FrameError, encode_frame
 from kvserver.raft.identity import NotMember
+from kvserver.raft.status import Connected, Disconnected, Event, Received
 from kvserver.raft.transport import Links, PeerTransport
 
 ONE, TWO = MemberId(1), MemberId(2)

@@ -1,0 +1,302 @@
+"""The verifier: has the state of this node verified, soon after the start and then now and then.
+
+`storage/verification.py` does the work in a process of its own; here it is started, waited for, and
+ended. What the log holds is read too, by this process, with long rests. Main thread.
+"""
+
+import asyncio
+import contextlib
+import json
+import signal
+import sys
+from asyncio.subprocess import DEVNULL, PIPE, Process
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Final
+
+from kvserver.clock import Clock
+from kvserver.errors import DataDirError, NodeError, ShortageError
+from kvserver.pipeline.rest import pause_s, stopped
+from kvserver.storage.check import Check
+from kvserver.storage.digest import DIGESTED, Digests
+from kvserver.storage.env import LmdbStorage
+from kvserver.storage.rows import damaged
+from kvserver.storage.structure import verify_structure
+
+RETRY_S: Final = 10.0
+"""From a pass that could not be made to its end, to the next."""
+
+FAILURES_MAX: Final = 2
+"""A node whose system starts no process for it, or ends them, must be verified all the same."""
+
+SOON_NICE: Final = 5
+"""Of the process, while the node waits for it: nodes that serve on the same cores come first."""
+
+LATER_NICE: Final = 19
+"""When nobody waits."""
+
+_DAMAGE_SIGNALS: Final = frozenset(
+    {signal.SIGSEGV, signal.SIGBUS, signal.SIGABRT, signal.SIGFPE, signal.SIGILL}
+)
+"""What ends a process that reads a damaged file through the engine."""
+
+
+@dataclass(frozen=True)
+class Verified:
+    """What a verification that found nothing has counted."""
+
+    rows: int
+    transaction: int
+    """Number of the commit that was read."""
+    digests: Digests = field(default_factory=dict)
+
+
+class VerificationFailedError(NodeError):
+    """It could not be made to its end, for no fault of the data."""
+
+
+async def verify_once(
+    storage: LmdbStorage, *, nice: int, stop: asyncio.Event, on_progress: Callable[[float], object]
+) -> Verified | None:
+    """Have the newest commit of a storage verified.
+
+    Args:
+        storage: in use; it may be written meanwhile, and its file grows by what is.
+        nice: of the process, as the system counts it.
+        stop: ends it early.
+        on_progress: told which part of the rows is read, from 0 to 1.
+
+    Returns:
+        What was counted; None if it was told to stop.
+
+    Raises:
+        DataDirError: it is damaged.
+        VerificationFailedError: it could not be made.
+    """
+    reading = storage.read()
+    with reading:  # no page of the commits since is written again while this is open
+        folder = reading.environment.folder
+        return await verify_folder(folder, nice=nice, stop=stop, on_progress=on_progress)
+
+
+async def verify_folder(
+    folder: Path,
+    *,
+    nice: int = 0,
+    stop: asyncio.Event,
+    on_progress: Callable[[float], object] = lambda _: None,
+) -> Verified | None:
+    """The same for an environment that nobody writes."""
+    command = ["-P", "-m", "kvserver.storage.verification", str(folder), f"--nice={nice}"]
+    try:
+        process = await asyncio.create_subprocess_exec(
+            sys.executable, *command, stdin=PIPE, stdout=PIPE, stderr=DEVNULL
+        )
+    except OSError as error:
+        raise VerificationFailedError(f"no process can be started ({error})") from error
+    listening = asyncio.create_task(_listen(process, on_progress))
+    stopping = asyncio.create_task(stop.wait())
+    try:
+        await asyncio.wait({listening, stopping}, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        stopping.cancel()
+        with contextlib.suppress(ProcessLookupError):
+            process.kill()  # what it has said is read all the same
+        told = await listening
+        code = await process.wait()
+    if told is None and stop.is_set():
+        return None
+    return _result(told, code, str(folder))
+
+
+async def verify_inside(
+    storage: LmdbStorage, *, stop: asyncio.Event, on_progress: Callable[[float], object]
+) -> Verified | None:
+    """The same within this process, where no other one can do it: it slows down all that is served.
+
+    Raises:
+        DataDirError: it is damaged.
+        NodeError: the system does not give what is needed to read it.
+    """
+    loop = asyncio.get_running_loop()
+    reading = storage.read()
+    with reading as txn:
+        path = reading.environment.folder / "data.mdb"
+        await loop.run_in_executor(None, verify_structure, path)
+        check = Check(txn)
+        while not await loop.run_in_executor(None, check.step):
+            on_progress(check.rows / check.total)
+            if stop.is_set():
+                return None
+        return Verified(check.rows, txn.number, check.counted)
+
+
+async def damage_behind(error: Exception, folder: Path) -> None:
+    """Look whether an error that nobody foresaw comes from damage.
+
+    Raises:
+        DataDirError: it most likely does: what is on the disk makes no sense.
+    """
+    with contextlib.suppress(VerificationFailedError):
+        try:
+            await verify_folder(folder, stop=asyncio.Event())
+        except DataDirError as damage:
+            raise damage from error
+
+
+async def _listen(
+    process: Process, on_progress: Callable[[float], object]
+) -> dict[str, Any] | None:
+    """What it says last; None if it ends before."""
+    assert process.stdout is not None
+    async for line in process.stdout:
+        told: dict[str, Any] = json.loads(line)
+        if "total" not in told:
+            return told
+        on_progress(told["rows"] / told["total"] if told["total"] else 0.0)
+    return None
+
+
+def _result(told: dict[str, Any] | None, code: int, folder: str) -> Verified:
+    if told is None:
+        if -code in _DAMAGE_SIGNALS:
+            name = signal.Signals(-code).name
+            raise damaged(f"{folder}: whoever reads its database is ended by the signal {name}")
+        raise VerificationFailedError(f"its process ended with code {code}")
+    if "damage" in told:
+        raise DataDirError(told["damage"])
+    if "failed" in told:
+        raise VerificationFailedError(told["failed"])
+    digests = {db: told["digests"][db.name.decode()] for db in DIGESTED}
+    return Verified(told["rows"], told["transaction"], digests)
+
+
+class Verifier:
+    """Verifies one node's state, again and again."""
+
+    def __init__(
+        self,
+        storage: LmdbStorage,
+        clock: Clock,
+        *,
+        verified: bool,
+        on_sound: Callable[[int, Verified], object],
+        on_damage: Callable[[NodeError], object],
+        on_event: Callable[..., None],
+    ) -> None:
+        """Nothing happens before `run`.
+
+        Args:
+            storage: of the node.
+            clock: of the node.
+            verified: nobody needs to read the state that is there now.
+            on_sound: told the `generation` that a pass has found to be sound, and what it counted.
+            on_damage: told once what is damaged; nothing is done after that.
+            on_event: log.
+        """
+        self._storage = storage
+        self._clock = clock
+        self._on_sound = on_sound
+        self._on_damage = on_damage
+        self._event = on_event
+        self._wanted = asyncio.Event()
+        self.generation = 0
+        """Rises when another state takes the place of the one there was, from a peer's copy."""
+        self.verified = verified
+        """The state that is there now was read whole since the last process ended, or is new."""
+        self.progress = 0.0
+        """Of the pass under way: which part of the rows is read."""
+        self._failures = 0
+        """Processes in a row that have not come to their end."""
+
+    @property
+    def verified_part(self) -> float:
+        """Which part of the state that is there now was read, 1 for all of it."""
+        return 1.0 if self.verified else self.progress
+
+    def replaced(self, generation: int) -> None:
+        """Another state has taken the place: it is unverified."""
+        self.generation = generation
+        self.verified = False
+        self._wanted.set()
+
+    async def run(self, interval_s: float, stop: asyncio.Event) -> None:
+        """Make one pass after the other until `stop` is set; nothing is under way after the return.
+
+        Args:
+            interval_s: from the end of a pass to the beginning of the next; 0 for none but those of
+                states that are unverified.
+            stop: ends it.
+        """
+        wait_s = interval_s if self.verified else 0.0
+        while not await self._wait(wait_s, stop):
+            try:
+                done = await self._pass(stop)
+            except NodeError as error:
+                if not isinstance(error, VerificationFailedError | ShortageError):
+                    self._on_damage(error)
+                    return
+                self._event("verify.failed", reason=str(error))
+                done = False
+            wait_s = interval_s if done and self.verified else RETRY_S
+
+    async def _wait(self, within_s: float, stop: asyncio.Event) -> bool:
+        """Until the next pass; True if there is none any more."""
+        if not self.verified and self._wanted.is_set():
+            within_s = 0.0
+        self._wanted.clear()
+        waits = {asyncio.create_task(each.wait()) for each in (stop, self._wanted)}
+        limit = within_s if within_s or not self.verified else None
+        try:
+            await asyncio.wait(waits, timeout=limit, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for each in waits:
+                each.cancel()
+        return stop.is_set()
+
+    async def _pass(self, stop: asyncio.Event) -> bool:
+        generation, began = self.generation, self._clock.monotonic()
+        before, _ = self._storage.size()
+        found = await self._verify(stop)
+        self.progress = 0.0
+        if found is None:
+            return False
+        if generation == self.generation:
+            self.verified = True
+            self._on_sound(generation, found)
+        after, _ = self._storage.size()
+        self._event(
+            "verify.done", rows=found.rows, seconds=round(self._clock.monotonic() - began, 3),
+            grew_bytes=max(0, after - before),
+        )  # fmt: skip
+        return await self._check_log(stop)
+
+    async def _verify(self, stop: asyncio.Event) -> Verified | None:
+        """By a process of its own; after failures of that within this one, if somebody waits."""
+        if not self.verified and self._failures >= FAILURES_MAX:
+            return await verify_inside(self._storage, stop=stop, on_progress=self._make_progress)
+        nice = LATER_NICE if self.verified else SOON_NICE
+        try:
+            found = await verify_once(
+                self._storage, nice=nice, stop=stop, on_progress=self._make_progress
+            )
+        except VerificationFailedError:
+            self._failures += 1
+            raise
+        self._failures = 0
+        return found
+
+    def _make_progress(self, part: float) -> None:
+        self.progress = part
+
+    async def _check_log(self, stop: asyncio.Event) -> bool:
+        """Read the log, which was read at the start: for damage since. False if told to stop."""
+        loop = asyncio.get_running_loop()
+        rest = self._storage.log.check()
+        while True:
+            before = self._clock.monotonic()
+            if await loop.run_in_executor(None, next, rest, None) is None:
+                return True
+            if await stopped(stop, pause_s(self._clock.monotonic() - before)):
+                return False

@@ -1,0 +1,128 @@
+"""Whether the pages of an LMDB file fit together: a reading of its bytes, safe on any bytes.
+
+`lmdb.verify` does most of it. It calls two things damage that a sound file of LMDB 0.9 may hold,
+and does not look at the separators that lead a search; `_Walk` mends that.
+"""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Final
+
+from lmdb.verify import VerifyError, _Verifier
+
+from kvserver.storage.rows import damaged
+
+FOUND_SHOWN_MAX: Final = 3
+
+_HEADER_BYTES: Final = 16
+_POINTER_BYTES: Final = 2
+_NODE_BYTES: Final = 8
+_KEY_SIZE_AT: Final = 6
+
+Bounds = tuple[bytes | None, bytes | None]
+"""Of the keys below a page, `[lo, hi)`; None for none."""
+
+
+class _Walk(_Verifier):
+    """The walk over all pages."""
+
+    def __init__(self, file: Any, size: int) -> None:
+        super().__init__(file, size)
+        self._bounds: Bounds = (None, None)
+        """Of the page that is walked next."""
+        self._below: list[Iterator[Bounds]] = []
+        """Of the children of each branch page on the way to it."""
+
+    def _verify_tree(self, *given: Any, **named: Any) -> Any:
+        outside, self._below = self._below, []
+        self._bounds = (None, None)
+        try:
+            return super()._verify_tree(*given, **named)
+        finally:
+            self._below = outside
+
+    def _walk_page(self, ctx: dict[str, Any], pgno: int, depth: int) -> None:
+        if self._below:
+            self._bounds = next(self._below[-1], (None, None))
+        super()._walk_page(ctx, pgno, depth)
+
+    def _walk_branch(self, ctx: dict[str, Any], pgno: int, buf: bytes, depth: int) -> None:
+        """A search goes by separators: each must lie between the keys on its two sides."""
+        lo, hi = self._bounds
+        separators = [key for _, key in self._keys(buf)][1:]
+        self._below.append(zip([lo, *separators], [*separators, hi], strict=True))
+        try:
+            super()._walk_branch(ctx, pgno, buf, depth)
+        finally:
+            self._below.pop()
+
+    def _walk_leaf(self, ctx: dict[str, Any], pgno: int, buf: bytes) -> None:
+        (lo, hi), compare = self._bounds, ctx["key_cmp"]
+        keys = [key for _, key in self._keys(buf, ends_only=True)]
+        if keys and lo is not None and compare(keys[0], lo) < 0:
+            self.err(f"{ctx['name']} DB: keys of leaf page {pgno} lie before its separator")
+        if keys and hi is not None and compare(keys[-1], hi) >= 0:
+            self.err(f"{ctx['name']} DB: keys of leaf page {pgno} lie behind the next separator")
+        super()._walk_leaf(ctx, pgno, buf)
+
+    def _keys(self, buf: bytes, *, ends_only: bool = False) -> Iterator[tuple[int, bytes]]:
+        """Keys of a page, or the first and the last one: as far as they lie in it."""
+        count = max(0, self._numkeys(self._pg_lower(buf, 0)))
+        count = min(count, (len(buf) - _HEADER_BYTES) // _POINTER_BYTES)
+        ends = sorted({0, count - 1}) if count else []
+        for number in ends if ends_only else range(count):
+            at = self._node_off(buf, 0, number)
+            size = int.from_bytes(buf[at + _KEY_SIZE_AT : at + _NODE_BYTES], "little")
+            yield number, bytes(buf[at + _NODE_BYTES : at + _NODE_BYTES + size])
+
+    def _check_counts(self, name: str, db: Any, ctx: dict[str, Any]) -> None:
+        """Of a database with many values the page counts may be too high.
+
+        The engine does not take the last leaf of a key's values off them when it deletes it.
+        """
+        if ctx["dup_cmp"] is not None:
+            db.branch_pages = min(db.branch_pages, ctx["branch"] + ctx["dup_branch"])
+            db.leaf_pages = min(db.leaf_pages, ctx["leaf"] + ctx["dup_leaf"])
+        super()._check_counts(name, db, ctx)
+
+    def _bigdata(  # noqa: PLR0913, PLR0917 - the library's
+        self, ctx: dict[str, Any], pgno: int, i: int, buf: bytes, doff: int, dsize: int,
+        want_bytes: bool,
+    ) -> Any:  # fmt: skip
+        """Of a value that took the place of a larger one in the same transaction.
+
+        It keeps the pages of that one, so there may be more of them than it needs.
+        """
+        first = int.from_bytes(buf[doff : doff + 8], "little")
+        need = (_HEADER_BYTES - 1 + dsize) // self.psize + 1
+        page = self.read_page(first) if first < self.next_pgno else None
+        kept = 0 if page is None else self._pg_pages(page, 0)
+        if page is None or not need < kept <= self.next_pgno - first:
+            return super()._bigdata(ctx, pgno, i, buf, doff, dsize, want_bytes)
+        data = super()._bigdata(
+            ctx, pgno, i, buf, doff, kept * self.psize - _HEADER_BYTES, want_bytes
+        )
+        return None if data is None else data[:dsize]
+
+
+def verify_structure(path: Path) -> None:
+    """Read all pages of the newest commit in a file, none of them through the engine.
+
+    Raises:
+        DataDirError: they do not fit together.
+        OSError: the file can't be read.
+    """
+    try:
+        with path.open("rb") as file:
+            size = file.seek(0, 2)
+            problems = _Walk(file, size).verify()
+    except VerifyError as error:
+        problems = [str(error)]
+    except (OSError, MemoryError):
+        raise
+    except Exception as error:  # noqa: BLE001 - bytes that it can't even take apart
+        problems = [repr(error)]
+    if problems:
+        told = "; ".join(problems[:FOUND_SHOWN_MAX])
+        more = f" and {len(problems) - FOUND_SHOWN_MAX} more" * (len(problems) > FOUND_SHOWN_MAX)
+        raise damaged(f"{path}: its structure is damaged ({told}{more})")

@@ -1,0 +1,133 @@
+"""Verification: whether the file of a state holds what was written to it, found out by reading it.
+
+    python -m kvserver.storage.verification FOLDER [--nice N]
+
+The structure comes first, read byte by byte without the engine (`lmdb.verify`): every page is found
+once, in order, and counted, or is free, and no page is both. So no page is missing, of an older
+time, or given to somebody else by the next write. Only then are the rows read through the engine,
+each once by a scan and once by a lookup (check.py); after that nothing is left by which a key that
+is there could be missed.
+
+It runs beside the node that writes the file, in another process: it takes all of a core for some
+seconds for every million rows, and damage can end whoever reads it by a signal. Load-bearing: the
+node holds a read transaction from before the start of it to its end, so that no page of any commit
+since is written again meanwhile.
+
+What it finds out goes to its standard output, a JSON object a line: how far it is, in the end
+`sound` or `damage`. It ends when its standard input does: with the process that started it.
+"""
+
+import argparse
+import json
+import os
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Final
+
+from kvserver.errors import DataDirError, NodeError
+from kvserver.storage.check import Check
+from kvserver.storage.digest import Digests
+from kvserver.storage.env import LmdbStorage
+from kvserver.storage.structure import verify_structure
+
+TOLD_EVERY_S: Final = 0.25
+
+
+@dataclass(frozen=True)
+class Found:
+    """How far a verification is."""
+
+    rows: int
+    """That are sound."""
+    total: int
+    """That there should be; 0 while the structure is looked at."""
+    transaction: int = 0
+    """Number of the commit that was read; 0 before the end."""
+    digests: Digests = field(default_factory=dict)
+    """Of that commit, counted."""
+
+    @property
+    def sound(self) -> bool:
+        """All was read."""
+        return bool(self.transaction)
+
+
+def verify_environment(folder: Path) -> Iterator[Found]:
+    """Read the newest commit of an environment, whole.
+
+    Args:
+        folder: with the file `data.mdb`. Whoever writes it must not write any page of that commit
+            again before the end.
+
+    Yields:
+        How far it is; the last one is `sound`.
+
+    Raises:
+        DataDirError: it is damaged.
+        NodeError: the system does not give what is needed to read it.
+    """
+    yield Found(0, 0)
+    verify_structure(folder / "data.mdb")
+    storage = LmdbStorage(folder / "data.mdb", read_only=True)
+    try:
+        with storage.read() as txn:
+            check = Check(txn)
+            while not check.step():
+                yield Found(check.rows, check.total)
+            yield Found(check.rows, check.total, txn.number, check.counted)
+    finally:
+        storage.close()
+
+
+# ---------------------------------------------------------------------------- the process
+
+
+def _end_with_parent() -> None:
+    def wait() -> None:
+        while os.read(sys.stdin.fileno(), 1):
+            pass
+        os._exit(0)
+
+    threading.Thread(target=wait, name="parent", daemon=True).start()
+
+
+def _say(**fields: object) -> None:
+    sys.stdout.write(json.dumps(fields) + "\n")
+    sys.stdout.flush()
+
+
+def run(folder: Path) -> None:
+    """Verify, and tell on standard output."""
+    told_at = 0.0
+    try:
+        for found in verify_environment(folder):
+            now = time.perf_counter()
+            if found.sound:
+                digests = {db.name.decode(): value for db, value in found.digests.items()}
+                _say(sound=True, rows=found.rows, transaction=found.transaction, digests=digests)
+            elif now >= told_at + TOLD_EVERY_S:
+                told_at = now
+                _say(rows=found.rows, total=found.total)
+    except DataDirError as error:
+        _say(damage=str(error))
+    except (NodeError, OSError, MemoryError) as error:
+        _say(failed=str(error))
+
+
+def main() -> None:
+    """Entry point."""
+    parser = argparse.ArgumentParser(description="verify the state of a node")
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--nice", type=int, default=0)
+    given = parser.parse_args()
+    os.nice(given.nice)
+    _end_with_parent()
+    run(given.folder)
+
+
+if __name__ == "__main__":
+    main()

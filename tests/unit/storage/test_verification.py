@@ -1,0 +1,232 @@
+"""A verification reads the whole file of a state, beside whoever writes it."""
+
+import contextlib
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from kvserver.errors import DataDirError
+from kvserver.storage.check import check_all
+from kvserver.storage.digest import DIGESTED
+from kvserver.storage.env import LmdbStorage
+from kvserver.storage.schema import HISTORY, KEY_HISTORY, KV
+from kvserver.storage.verification import Found, run, verify_environment
+
+ROWS = 5_000
+ROUNDS = 20
+PAGE = 4096
+
+
+def fill(storage: LmdbStorage, first: int = 0, rows: int = ROWS) -> None:
+    numbers = range(first, first + rows)
+    storage.keep_digests()
+    storage.writer().put_many(KV, [(b"%06d" % n, b"value %d" % n) for n in numbers])
+    storage.writer().put_many(HISTORY, [(b"h%06d" % n, b"x") for n in numbers], fresh=True)
+    storage.writer().put_many(KEY_HISTORY, [(b"%06d" % (n % 7), b"%06d" % n) for n in numbers])
+    storage.commit()
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """With a state of some thousand rows that nobody uses."""
+    storage = LmdbStorage(tmp_path)
+    fill(storage)
+    storage.writer().delete(KV, b"000017")
+    storage.commit()
+    storage.close()
+    return tmp_path
+
+
+def verify(folder: Path) -> Found:
+    *_, found = verify_environment(folder)
+    return found
+
+
+def test_a_sound_state_is_counted(folder: Path) -> None:
+    found = verify(folder)
+    assert found.sound
+    assert found.rows == found.total
+    storage = LmdbStorage(folder)
+    with storage.read() as txn:
+        assert found.digests == txn.digests()
+        assert found.transaction == txn.number
+        assert txn.entries(KV) == ROWS - 1
+    storage.close()
+
+
+def pages(folder: Path) -> list[bytes]:
+    data = (folder / "data.mdb").read_bytes()
+    return [data[at : at + PAGE] for at in range(0, len(data), PAGE)]
+
+
+def write(folder: Path, number: int, page: bytes) -> None:
+    with (folder / "data.mdb").open("r+b") as file:
+        file.seek(number * PAGE)
+        file.write(page)
+
+
+def branch_of(folder: Path) -> int:
+    """A page that leads to others (flag 1), and is in use: the one with most children."""
+    found = [(page[12:14], n) for n, page in enumerate(pages(folder)) if n > 1 and page[10] == 1]
+    return max(found)[1]
+
+
+def test_a_separator_that_leads_astray_is_noticed_though_all_pages_are_sound(folder: Path) -> None:
+    """No row is lost, and a scan finds all of them: one lookup does not."""
+    number = branch_of(folder)
+    page = bytearray(pages(folder)[number])
+    at = int.from_bytes(page[18:20], "little")  # the second node: its key separates
+    size = int.from_bytes(page[at + 6 : at + 8], "little")
+    page[at + 8 + size - 1] += 1
+    write(folder, number, bytes(page))
+    with pytest.raises(DataDirError, match=r"behind the next separator|before its separator"):
+        verify(folder)
+    storage = LmdbStorage(folder)
+    with pytest.raises(DataDirError, match=r"does not find it|passes over a key"):
+        list(check_all(storage))
+    storage.close()
+
+
+def test_a_smaller_value_that_keeps_the_pages_of_a_larger_one_is_sound(tmp_path: Path) -> None:
+    """As the engine does within a transaction."""
+    storage = LmdbStorage(tmp_path)
+    for size in (9_000, 1, 20_000, 5_000):
+        storage.writer().put(KV, b"k%d" % (size % 3), bytes(size))
+    storage.writer().put(KV, b"k", bytes(90_000))
+    storage.writer().put(KV, b"k", b"x")
+    storage.commit()
+    storage.close()
+    assert verify(tmp_path).sound
+
+
+def test_pages_of_many_values_that_are_gone_may_still_be_counted(tmp_path: Path) -> None:
+    """The engine forgets to take the last one off."""
+    storage = LmdbStorage(tmp_path)
+    values = [b"%017d" % n for n in range(300)]
+    storage.writer().put_many(KEY_HISTORY, [(b"hot", value) for value in values])
+    storage.writer().put(KEY_HISTORY, b"other", b"%017d" % 1)
+    storage.commit()
+    for value in values:
+        storage.writer().delete_value(KEY_HISTORY, b"hot", value)
+    storage.commit()
+    storage.close()
+    assert verify(tmp_path).sound
+
+
+def test_a_page_of_an_older_time_is_noticed(tmp_path: Path) -> None:
+    storage = LmdbStorage(tmp_path)
+    fill(storage)
+    storage.close()
+    before = pages(tmp_path)
+    storage = LmdbStorage(tmp_path)
+    storage.writer().put(KV, b"000000", b"newer")
+    storage.commit()
+    storage.writer().put(KV, b"x", b"y")
+    storage.commit()
+    storage.close()
+    after = pages(tmp_path)
+    changed = [n for n, page in enumerate(before) if n > 1 and page != after[n]]
+    for number in changed:
+        write(tmp_path, number, before[number])
+        with pytest.raises(DataDirError):
+            verify(tmp_path)
+        write(tmp_path, number, after[number])
+    assert verify(tmp_path).sound
+
+
+def test_a_truncated_file_is_noticed(folder: Path) -> None:
+    file = folder / "data.mdb"
+    with file.open("r+b") as opened:
+        opened.truncate(file.stat().st_size // 2)
+    with pytest.raises(DataDirError):
+        verify(folder)
+
+
+def test_bytes_that_are_no_database_are_noticed(folder: Path) -> None:
+    (folder / "data.mdb").write_bytes(b"\xff" * 3 * PAGE)
+    with pytest.raises(DataDirError, match="structure is damaged"):
+        verify(folder)
+
+
+# ---------------------------------------------------------------------------- the process
+
+
+def started(folder: Path) -> "subprocess.Popen[str]":
+    command = [sys.executable, "-m", "kvserver.storage.verification", str(folder)]
+    return subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=folder
+    )
+
+
+def test_the_process_tells_what_it_finds(folder: Path) -> None:
+    process = started(folder)
+    assert process.stdout is not None
+    told = [json.loads(line) for line in process.stdout]
+    process.communicate(timeout=30)
+    assert process.returncode == 0
+    assert told[-1]["sound"]
+    assert told[-1]["digests"].keys() == {db.name.decode() for db in DIGESTED}
+    assert all(line["rows"] <= told[-1]["rows"] for line in told)
+
+
+def test_the_process_ends_with_the_one_that_started_it(folder: Path) -> None:
+    process = started(folder)
+    process.communicate(input="", timeout=30)  # its standard input ends at once
+    assert process.returncode == 0
+
+
+def test_damage_is_told_with_what_to_do(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (folder / "data.mdb").write_bytes(b"")
+    run(folder)
+    told = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert "is damaged" in told["damage"]
+    assert "replace this node" in told["damage"]
+
+
+def test_what_can_not_be_read_is_not_damaged(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def short(*_: object, **__: object) -> None:
+        raise MemoryError("no memory is left")
+
+    monkeypatch.setattr("kvserver.storage.structure._Walk.verify", short)
+    (tmp_path / "data.mdb").write_bytes(b"")
+    run(tmp_path)
+    assert json.loads(capsys.readouterr().out.splitlines()[-1]) == {"failed": "no memory is left"}
+
+
+# ---------------------------------------------------------------------------- beside a writer
+
+
+@pytest.mark.parametrize("pinned", [True, False])
+def test_beside_a_writer_nothing_is_found_as_long_as_a_reader_is_open(
+    tmp_path: Path, pinned: bool
+) -> None:
+    """Without it pages are written again while they are read, and look damaged."""
+    storage = LmdbStorage(tmp_path)
+    fill(storage)
+    found, next_key = [], ROWS
+    for _ in range(ROUNDS):
+        with storage.read() if pinned else contextlib.nullcontext():
+            process = started(tmp_path)
+            while process.poll() is None:
+                change(storage, next_key)
+                next_key += 20
+            assert process.stdout is not None
+            told = json.loads(process.stdout.readlines()[-1])
+            process.communicate()
+        found.append("sound" in told)
+    storage.close()
+    assert all(found) is pinned
+
+
+def change(storage: LmdbStorage, first: int) -> None:
+    """Rows come, change and go."""
+    fill(storage, first=first, rows=20)
+    for number in range(first - 40, first - 20):
+        storage.writer().put(KV, b"%06d" % number, b"changed")
+        storage.writer().delete(KV, b"%06d" % (number - ROWS // 2))
+    storage.commit()
