@@ -23,8 +23,8 @@ from kvserver.pipeline.applier import Applier
 from kvserver.pipeline.lessor import Lessor, _Lease
 from kvserver.raft.consensus import GuardedRaft
 from kvserver.raft.engine import RaftEngine
+from kvserver.raft.entry import Entry
 from kvserver.raft.flow import SendWindow
-from kvserver.raft.identity import store_identity
 from kvserver.raft.journal import DurableJournal, begin_log
 from kvserver.raft.membership import added
 from kvserver.raft.reads import ReadRounds
@@ -92,45 +92,30 @@ def local_reads(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(GuardedRaft, "read", read)
 
 
-def adopting(patch: pytest.MonkeyPatch, *, identity: bool = True, term: bool = True) -> None:
-    """How a copy of the state is taken over.
-
-    Args:
-        patch: puts it in place.
-        identity: stay who one is.
-        term: keep the own term and vote; else the log goes on with that of the copy.
-    """
+def while_adopting(patch: pytest.MonkeyPatch, target: str, other: Callable[..., object]) -> None:
+    """Something else is done, but only where a copy of the state is taken over."""
+    real = RaftEngine._adopt_copy
 
     def adopt(self: RaftEngine) -> None:
-        taken = self._receiver.take()
-        if taken is None:
-            return
-        fresh, base = taken
-        known = base.index <= self._raft.commit_index or self._journal.holds(base)
-        if known or base.term > self._raft.term:
-            self._parts.copies.reject(fresh)
-            return
-        self._defragmenter.give_up("a copy of a later state arrived")
-        self._commit()
-        state = self._journal.hard_state() if term else raft_pb2.HardState(term=base.term)
-        state.commit_index = base.index
-        begin_log(fresh, state, base)
-        if identity:
-            store_identity(fresh, self._identity)
-        fresh.commit(durable=True)
-        self._parts.copies.adopt(fresh)
-        self._parts.machine.reload()
-        self._load()
+        with pytest.MonkeyPatch.context() as inner:
+            inner.setattr(target, other)
+            real(self)
 
     patch.setattr(RaftEngine, "_adopt_copy", adopt)
 
 
 def foreign_identity(patch: pytest.MonkeyPatch) -> None:
-    adopting(patch, identity=False)
+    while_adopting(patch, "kvserver.raft.identity.store_identity", lambda *_: None)
 
 
 def foreign_term(patch: pytest.MonkeyPatch) -> None:
-    adopting(patch, term=False)
+    """The log goes on with the term of the copy, and without the vote."""
+
+    def begin(storage: Storage, state: raft_pb2.HardState, base: Entry) -> None:
+        fresh = raft_pb2.HardState(term=base.term, commit_index=state.commit_index)
+        begin_log(storage, fresh, base)
+
+    while_adopting(patch, "kvserver.raft.engine.begin_log", begin)
 
 
 def keepalives_without_a_round(patch: pytest.MonkeyPatch) -> None:
@@ -176,7 +161,7 @@ SAFETY: tuple[tuple[Off, Kind, int], ...] = (
     (promises_before_the_sync, Kind(3), 0),
     (committing_the_unverified, Kind(3), 0),
     (terms_forgotten, Kind(3), 0),
-    (foreign_identity, Kind(3), 0),
+    (foreign_identity, Kind(3), 3),
     (foreign_term, Kind(3), 0),
     (keepalives_without_a_round, LEASES, 28),
     (promises_never_renewed, LEASES, 2),
