@@ -272,6 +272,7 @@ class Node:
             lessor=self._lessor,
             clock=self._clock,
             newest_revision=lambda: self._applier.revision,
+            feature_level=lambda: self._applier.feature_level,
             on_failure=self._fail,
             compacted_to=lambda: self._applier.compacted_to,
             make_backup=self._copies.backup,

@@ -78,8 +78,7 @@ class Applier:
             stored_time = txn.get(META, _LOG_TIME_MS)
             self.log_time_ms = _number(stored_time) if stored_time else 0
             """Stamp of the newest applied batch. Invariant: never goes back."""
-            stored_level = txn.get(META, _FEATURE_LEVEL)
-            self.feature_level = _number(stored_level) if stored_level else 0
+            self.feature_level = feature_level_of(txn)
             """What the log may hold. Invariant: never falls; every member understands it."""
             self.revision = current_revision(txn)
             """Of the newest applied change; any thread may look."""
@@ -255,6 +254,12 @@ class Applier:
             ),
         )
         return True
+
+
+def feature_level_of(txn: ReadTxn) -> int:
+    """What the log of a state may hold."""
+    stored = txn.get(META, _FEATURE_LEVEL)
+    return _number(stored) if stored else 0
 
 
 def _expire(writer: Writer, expiry: ExpireLeases, term: int) -> None:
