@@ -27,6 +27,7 @@ from kvserver.pipeline.features import (
     ERROR_NUMBER_LEVEL,
     check_level,
 )
+from kvserver.pipeline.moments import Moment, Moments, digests_of
 from kvserver.pipeline.outcome import Result
 from kvserver.pipeline.roster import Roster
 from kvserver.raft.entry import MemberId
@@ -68,6 +69,7 @@ class Applier:
         self._on_applied = on_applied
         self.alarms = Alarms()
         """That are raised as of the newest applied entry; any thread may look."""
+        self.moments = Moments()
         self.reload()
 
     def reload(self) -> None:
@@ -85,6 +87,10 @@ class Applier:
             self._roster.load(txn)
             self.alarms.load(txn)
             self._find_compaction(txn)
+            self.moments.clear()
+            # the members are written behind the effects of their entry, see `apply`
+            if load_configuration(txn).index != self.applied_index:
+                self._remember(txn)
         check_level(self.feature_level)
         self._keep_digests()
         self._staged_index = self.applied_index
@@ -107,7 +113,7 @@ class Applier:
         stored_done = txn.get(META, _COMPACTION_DONE)
         self.compacted_to = _number(stored_done) if stored_done else 0
         """What lies before this revision is removed from this node's disk."""
-        compacted = compacted_revision(txn)
+        self._compacted = compacted = compacted_revision(txn)
         self._compactor = Compactor(compacted) if compacted > self.compacted_to else None
 
     def applied_of(self, txn: ReadTxn) -> tuple[int, int]:
@@ -125,8 +131,25 @@ class Applier:
         """
         assert index == self.applied_index + 1, (index, self.applied_index)
         self.applied_index, self._applied_term = index, term
-        if batch is None:
-            return
+        if batch is not None:
+            self._apply_batch(index, term, batch)
+        self._remember(self._storage.writer())
+
+    def _remember(self, txn: ReadTxn) -> None:
+        """Note what the state is like now: all effects of the newest entry are written.
+
+        But not who the members are, if it is an entry that says so: that is written behind it, on
+        every node.
+        """
+        digests = txn.digests() if self.feature_level >= DIGESTS_LEVEL else None
+        told = () if digests is None else digests_of(
+            digests, revision=self.revision, compacted=self._compacted,
+            log_time_ms=self.log_time_ms, level=self.feature_level,
+        )  # fmt: skip
+        tidy = self._compactor is None
+        self.moments.add(Moment(self.applied_index, self.revision, tidy, told))
+
+    def _apply_batch(self, index: int, term: int, batch: bytes) -> None:
         commands = self._decode(index, batch)
         txn = self._storage.writer()
         writer = Writer(txn, self.revision, commands.log_time_ms, self.pace)
@@ -178,7 +201,8 @@ class Applier:
                     return writer.txn(command.txn)
                 case "compact":
                     response = writer.compact(command.compact)
-                    self._compactor = Compactor(command.compact.revision)
+                    self._compacted = command.compact.revision
+                    self._compactor = Compactor(self._compacted)
                     return response
                 case None:
                     raise LogNotUnderstoodError(
