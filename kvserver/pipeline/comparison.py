@@ -195,11 +195,16 @@ class Comparison:
                 self._due_at = self._clock.monotonic() + (0 if again else interval_s)
 
     def _peers(self) -> AbstractSet[MemberId]:
-        """Connected members that can be asked."""
+        """Connected members that can be asked; none while this node is no witness itself.
+
+        Who is unverified is none: two members that differ would both be disqualified, and the one
+        that came back with damage is about to find it by itself.
+        """
         status = self._status()
-        told = {} if status is None else status.peers
-        able = {peer for peer, said in told.items() if said.feature_level >= LEVEL}
-        return able & self._roster.members.keys()
+        if status is None or self._me in status.unverified:
+            return set()
+        able = {peer for peer, said in status.peers.items() if said.feature_level >= LEVEL}
+        return (able - status.unverified) & self._roster.members.keys()
 
     # ------------------------------------------------------------------ the active
 

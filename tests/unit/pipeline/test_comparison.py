@@ -63,6 +63,7 @@ class Role:
 class Status:
     def __init__(self, *peers: MemberId) -> None:
         self.peers = {peer: PublishMember(id=peer, feature_level=1) for peer in peers}
+        self.unverified: frozenset[MemberId] = frozenset()
 
 
 class Bench:
@@ -270,3 +271,16 @@ def test_alarms_of_other_kinds_disqualify_nobody() -> None:
     assert alarms.corrupt == frozenset()
     alarms.change(storage.writer(), raising(Alarm(B, CORRUPT)))
     assert alarms.corrupt == {B}
+
+
+async def test_who_is_unverified_is_no_witness(bench: Bench) -> None:
+    """It may be damaged, is about to find out, and must not disqualify the one that serves."""
+    bench.answers = {B: 1, C: 1}
+    bench.status.unverified = frozenset({B, C})
+    assert bench.comparison._peers() == set()
+    bench.status.unverified = frozenset({C})
+    assert bench.comparison._peers() == {B}
+    bench.status.unverified = frozenset({A})
+    assert bench.comparison._peers() == set()
+    bench.status.unverified = frozenset()
+    assert bench.comparison._peers() == {B, C}

@@ -57,6 +57,7 @@ COMMANDS = [
 class Status:
     def __init__(self, peers: tuple[MemberId, ...], level: int) -> None:
         self.peers = {peer: PublishMember(id=peer, feature_level=level) for peer in peers}
+        self.unverified: frozenset[MemberId] = frozenset()
 
 
 class Role:
