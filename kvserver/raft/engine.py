@@ -222,7 +222,7 @@ class RaftEngine:
             established=self._identity.established, commit_index=raft.commit_index,
             applied_index=raft.applied_index, visible_index=self._visible_index,
             last_index=self._journal.last_index, peers=self._peers,
-            fitness=self._fitness(),
+            fitness=self._fitness(), unverified=raft.unfit.unverified,
         )  # fmt: skip
 
     def _look_at_fitness(self) -> None:

@@ -81,6 +81,9 @@ class RaftStatus:
     """What the connected peers say about themselves; a new object whenever it changes."""
     fitness: Fitness = field(default_factory=Fitness)
     """Of this node."""
+    unverified: frozenset[MemberId] = frozenset()
+    """Members whose state nobody has read since they came back; this node's connected peers, and
+    itself."""
 
     @property
     def fit(self) -> bool:

@@ -25,8 +25,8 @@ from kvpb.rpc_pb2 import (
 )
 from kvpb.rpc_pb2_grpc import KVStub, LeaseStub, MaintenanceStub
 
-NEWEST: Final = "data-dir-level-2.tar.xz"
-RECORDED: Final = (NEWEST,)
+NEWEST: Final = "data-dir-level-3.tar.xz"
+RECORDED: Final = ("data-dir-level-2.tar.xz", NEWEST)
 """One for each feature level, from 2 on."""
 
 LEASE: Final = 0x1122334455667788

@@ -37,6 +37,7 @@ from kvserver.raft.identity import load_identity, store_identity
 from kvserver.raft.journal import load_configuration, store_configuration
 from kvserver.raft.membership import Configuration
 from kvserver.storage.contract import ReadTxn
+from kvserver.storage.digest import DIGESTED, DIGESTS_KEY, decode_digests, encode_digests
 from kvserver.storage.env import LmdbStorage
 from kvserver.storage.rows import seal
 from kvserver.storage.schema import (
@@ -203,7 +204,23 @@ def _meta_forms() -> list[Form]:
             META, "compacted_revision", b"compacted_revision", _counted, compacted_revision, 4
         ),
     ]
+    forms.append(_digests_form())
     return forms
+
+
+def _digests_form() -> Form:
+    sums = {db: 0x0102030405060708 + place for place, db in enumerate(DIGESTED)}
+
+    def read(parts: Parts) -> object:
+        _, content = content_of(META, parts)
+        return {db.name.decode(): value for db, value in decode_digests(content).items()}
+
+    def make() -> Parts:
+        row = seal(DIGESTS_KEY, encode_digests(sums))
+        return {"key": DIGESTS_KEY, "row": row}
+
+    means = {db.name.decode(): value for db, value in sums.items()}
+    return Form("meta: digests", read, means, make)
 
 
 # ---------------------------------------------------------------------- members, alarms, the node
