@@ -2,7 +2,7 @@
 
 from dataclasses import replace
 
-from kvbench.cluster import active_of, in_step
+from kvbench.cluster import active_of, in_step, verified
 from kvclient import Status
 
 ACTIVE = Status(
@@ -33,3 +33,12 @@ def test_in_step() -> None:
     assert not in_step({"n1": ACTIVE, "n2": replace(STANDBY, leader=0)}, ACTIVE, 9)
     assert not in_step({"n1": ACTIVE, "n2": replace(STANDBY, term=2)}, ACTIVE, 9)
     assert not in_step({"n1": ACTIVE, "n2": None}, ACTIVE, 9)
+
+
+def test_verified_is_who_says_nothing_else() -> None:
+    mark = "kvserver: unverified: 40% of its data is read; it "
+    assert verified(ACTIVE)
+    assert verified(replace(ACTIVE, errors=("memberID:11 alarm:CORRUPT",)))
+    assert not verified(replace(STANDBY, errors=(f"{mark}serves nothing before",)))
+    assert not verified(replace(ACTIVE, errors=(f"{mark}serves all the same",)))
+    assert not verified(None)
