@@ -283,10 +283,11 @@ async def _soak(
     help="How long writes are counted before and after.",
 )
 def scale(*, keys: int, value_bytes: int, seconds: float) -> None:
-    """Fill in many keys; start a standby again, then let it lose its disk while clients write.
+    """Fill in many keys; start a standby again, then beside writes, then let it lose its disk.
 
-    Shows the memory of the nodes before and after, how long the standby takes to be ready, how long
-    until it votes again after the loss, and how many writes are acknowledged meanwhile.
+    Shows the memory of the nodes before and after, how long the standby takes to be ready and to be
+    verified, that is to read all of its data, how long until it votes again after the loss, and how
+    many writes are acknowledged meanwhile.
     """
     run(_scale(keys, value_bytes, seconds))
 
