@@ -16,6 +16,7 @@ import os
 import signal
 import subprocess
 from collections.abc import Mapping, Sequence
+from io import TextIOWrapper
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -127,9 +128,20 @@ class Node:
 
     # ------------------------------------------------------------------ its log
 
-    def events(self, since: float = 0.0) -> list[LogEvent]:
-        """What it has logged, from `since` (seconds since the epoch) on."""
-        with self.log.open(errors="replace") as lines:
+    @property
+    def log_bytes(self) -> int:
+        """Length of its log."""
+        return self.log.stat().st_size
+
+    def events(self, since: float = 0.0, *, place: int = 0) -> list[LogEvent]:
+        """What it has logged.
+
+        Args:
+            since: leave out what is older, in seconds since the epoch.
+            place: leave out, unread, what stands before this byte of its log.
+        """
+        with self.log.open("rb") as raw, TextIOWrapper(raw, errors="replace") as lines:
+            raw.seek(place)
             return parse_lines(lines, self._flavor.parser, since=since)
 
     def tail(self) -> str:

@@ -156,19 +156,18 @@ class Damager:
             RunError: it did not end as it should.
             ClusterError: a node did not come back.
         """
-        await self._cluster.wait_verified(*self._cluster.nodes)
-        active = await self._cluster.wait_in_step()
+        active = await self._all_well()
         node = self._rng.choice(self._cluster.others(active))
         kind = self._rng.choice(list(Damage))
         others = self._cluster.others(node)
-        pids, since = [other.pid for other in others], clock.wall()
+        before = [(other.pid, other.log_bytes) for other in others]
         async with Pulse() as pulse:
             what, found, signals = await self._hurt(node, kind, running=running)
-        upsets = Counter(
-            f"{other.name} {name}" for other in others for name in upsets_of(other.events(since))
-        )
-        ended = [o.name for o, pid in zip(others, pids, strict=True) if o.pid != pid]
-        upsets.update(f"{name} ended" for name in ended)
+        upsets: Counter[str] = Counter()
+        for other, (pid, place) in zip(others, before, strict=True):
+            names = upsets_of(other.events(place=place))
+            upsets.update(f"{other.name} {name}" for name in names)
+            upsets.update([f"{other.name} ended"] if other.pid != pid else [])
         return Damaged(node.name, what, running, found, signals, upsets, pulse.longest_s)
 
     async def _hurt(
@@ -178,27 +177,50 @@ class Damager:
         if not running:
             self._rng.choice([Node.kill, Node.term])(node)
             await node.wait_exit()
+        place = node.log_bytes
         what = await asyncio.to_thread(inflict, node.plan.data, kind, self._rng)
-        damaged_at = clock.wall()
         if running and kind is Damage.CURRENT:  # it is read at the next start only
             node.kill()
             await node.wait_exit()
         if not running or kind is Damage.CURRENT:
             node.start()
         signals: list[str] = []
-        found = await self._is_found(node, what, damaged_at, signals)
+        found = await self._is_found(node, what, place, signals)
         if found:
             await asyncio.to_thread(shutil.rmtree, node.plan.data)
             node.start()
-        await self._cluster.wait_in_step()
-        await self._cluster.wait_verified(node)
+        await self._all_well()
         return what, found, signals
 
-    async def _is_found(self, node: Node, what: str, damaged_at: float, signals: list[str]) -> bool:
-        """Wait until it is known what becomes of a damage; signals that end the node are noted."""
-        while await self._ends(node, damaged_at):
+    async def _all_well(self) -> Node:
+        """Wait until all nodes are voters, in step and verified; the active.
+
+        Who was replaced is a learner for a moment: a majority would not hold without another.
+        """
+        deadline = clock.monotonic() + SETTLED_S_MAX
+        while True:
+            await self._cluster.wait_verified(*self._cluster.nodes)
+            active = await self._cluster.wait_in_step()
+            statuses = (await self._cluster.statuses()).values()
+            if all(status and verified(status) and not status.learner for status in statuses):
+                return active
+            if clock.monotonic() > deadline:
+                raise RunError(f"not all nodes became voters\n{await self._cluster.report()}")
+            await asyncio.sleep(10 * POLL_S)
+
+    async def _is_found(self, node: Node, what: str, place: int, signals: list[str]) -> bool:
+        """Wait until it is known what becomes of a damage; signals that end the node are noted.
+
+        Args:
+            node: the damaged one.
+            what: was done to it.
+            place: in its log, when it was not damaged yet.
+            signals: grows.
+        """
+        damaged_at = clock.wall()
+        while await self._ends(node, place, damaged_at):
             code = await node.wait_exit()
-            reason = last_words(node.events(damaged_at))
+            reason = last_words(node.events(place=place))
             wrong = complaint(code, reason, len(signals))
             if wrong is not None:
                 raise RunError(f"{node.name}, {what}: {wrong}\n{node.tail()}")
@@ -208,11 +230,11 @@ class Damager:
             node.start()
         return False
 
-    async def _ends(self, node: Node, damaged_at: float) -> bool:
+    async def _ends(self, node: Node, place: int, damaged_at: float) -> bool:
         """Wait until a node has ended; False if it finds its data sound."""
         deadline = clock.monotonic() + SETTLED_S_MAX
         while node.running:
-            sound = passes(node.events(damaged_at), damaged_at) >= PASSES_MIN
+            sound = passes(node.events(place=place), damaged_at) >= PASSES_MIN
             if sound and verified(await self._cluster.status(node)):
                 return False
             if clock.monotonic() > deadline:
