@@ -22,6 +22,7 @@ from kvbench.command import (
     run,
     shown,
 )
+from kvbench.damaged import SCRUB_S
 from kvbench.demo import run_demo
 from kvbench.failover import Failover, Fault, Options
 from kvbench.failover_report import failover_document, print_failover, round_line
@@ -75,6 +76,7 @@ _SOAK_EXAMPLES: Final = """
 Examples:
   kvbench soak
   kvbench soak --minutes 60 --nodes 5 --seed 7
+  kvbench soak --minutes 30 --damage-share 0.9
 """
 
 _WATCH_EXAMPLES: Final = """
@@ -205,26 +207,45 @@ async def _failover(options: Options, outputs: Outputs, keep: Path | None) -> in
 )
 @click.option("--seed", default=1, show_default=True, help="Of what happens when.")
 @click.option(
+    "--damage-share",
+    default=0.1,
+    show_default=True,
+    type=click.FloatRange(0, 1),
+    help="Part of the faults that damage the files of one standby.",
+)
+@click.option(
     "--keep-data",
     type=click.Path(path_type=Path, file_okay=False),
     help="Keep data and logs of the nodes there.",
 )
-def soak(*, minutes: float, nodes: int, seed: int, keep_data: Path | None) -> None:
+def soak(
+    *, minutes: float, nodes: int, seed: int, damage_share: float, keep_data: Path | None
+) -> None:
     """Kill, freeze, stop, cut off and rob nodes at random while clients write and read.
 
     Each of four clients writes distinct keys one by one and reads the newest of them all the time.
     At the end every key is read back, every read is judged, and the copies of all nodes are
     compared.
+
+    Some faults damage the files of one standby, down or running, while all others are well: bits,
+    ranges, pages and the size of its data, its log, its CURRENT. It must then end with exit code 3
+    and say what to do, which is done, and come back in step; or what was hit is in no use, and all
+    of its data is read without a finding. It counts as a broken promise if other nodes stand for
+    election, restart or fail meanwhile, except while the bench itself stood still: then the machine
+    has too much to do.
     """
-    run(_soak(minutes * 60, nodes, seed, keep_data))
+    run(_soak(minutes * 60, nodes, seed, damage_share, keep_data))
 
 
-async def _soak(seconds: float, nodes: int, seed: int, keep: Path | None) -> int:
+async def _soak(
+    seconds: float, nodes: int, seed: int, damage_share: float, keep: Path | None
+) -> int:
+    options = [f"--scrub-interval-s={SCRUB_S}"]
     with work_folder(keep) as folder:
         try:
-            async with Cluster(folder.path, nodes=nodes, wires=True) as cluster:
+            async with Cluster(folder.path, nodes=nodes, options=options, wires=True) as cluster:
                 with elapsing(seconds) as show:
-                    result = await Soak(cluster, seconds, seed).run(show)
+                    result = await Soak(cluster, seconds, seed, damage_share).run(show)
         except FAILURES:
             folder.keep = True
             complaints.print(f"data and logs: {folder.path}", highlight=False, soft_wrap=True)
@@ -232,6 +253,8 @@ async def _soak(seconds: float, nodes: int, seed: int, keep: Path | None) -> int
         folder.keep = folder.keep or bool(result.broken)
     faults = ", ".join(f"{count} x {name}" for name, count in result.faults.most_common())
     console.print(f"{result.seconds:.0f} s, {nodes} nodes, seed {seed}; {faults}")
+    for line in result.damage_lines():
+        console.print(line, highlight=False, soft_wrap=True)
     for verdict in result.verdicts:
         print_verdict(console, verdict)
     return BROKEN if result.broken else OK
@@ -260,10 +283,11 @@ async def _soak(seconds: float, nodes: int, seed: int, keep: Path | None) -> int
     help="How long writes are counted before and after.",
 )
 def scale(*, keys: int, value_bytes: int, seconds: float) -> None:
-    """Fill in many keys; start a standby again, then let it lose its disk while clients write.
+    """Fill in many keys; start a standby again, then beside writes, then let it lose its disk.
 
-    Shows the memory of the nodes before and after, how long the standby takes to be ready, how long
-    until it votes again after the loss, and how many writes are acknowledged meanwhile.
+    Shows the memory of the nodes before and after, how long the standby takes to be ready and to be
+    verified, that is to read all of its data, how long until it votes again after the loss, and how
+    many writes are acknowledged meanwhile.
     """
     run(_scale(keys, value_bytes, seconds))
 

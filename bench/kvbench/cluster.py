@@ -16,6 +16,7 @@ import os
 import signal
 import subprocess
 from collections.abc import Mapping, Sequence
+from io import TextIOWrapper
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -32,6 +33,7 @@ START_S_MAX = 30.0
 EXIT_S_MAX = 15.0
 ACTIVE_S_MAX = 30.0
 IN_STEP_S_MAX = 60.0
+VERIFIED_S_MAX = 300.0
 STATUS_S_MAX = 1.0
 TAIL_LINES = 12
 
@@ -126,9 +128,20 @@ class Node:
 
     # ------------------------------------------------------------------ its log
 
-    def events(self, since: float = 0.0) -> list[LogEvent]:
-        """What it has logged, from `since` (seconds since the epoch) on."""
-        with self.log.open(errors="replace") as lines:
+    @property
+    def log_bytes(self) -> int:
+        """Length of its log."""
+        return self.log.stat().st_size
+
+    def events(self, since: float = 0.0, *, place: int = 0) -> list[LogEvent]:
+        """What it has logged.
+
+        Args:
+            since: leave out what is older, in seconds since the epoch.
+            place: leave out, unread, what stands before this byte of its log.
+        """
+        with self.log.open("rb") as raw, TextIOWrapper(raw, errors="replace") as lines:
+            raw.seek(place)
             return parse_lines(lines, self._flavor.parser, since=since)
 
     def tail(self) -> str:
@@ -308,6 +321,16 @@ class Cluster:
                 raise ClusterError(f"not all nodes were in step after {timeout_s:g} s\n{report}")
             await asyncio.sleep(POLL_S)
 
+    async def wait_verified(self, *nodes: Node, timeout_s: float = VERIFIED_S_MAX) -> None:
+        """Wait until nodes say that they have read all of their data."""
+        deadline = clock.monotonic() + timeout_s
+        for node in nodes:
+            while not verified(await self.status(node)):
+                if clock.monotonic() > deadline or not node.running:
+                    report = await self.report()
+                    raise ClusterError(f"{node.name} was not verified in time\n{report}")
+                await asyncio.sleep(POLL_S)
+
     async def report(self) -> str:
         """Where all nodes stand and the ends of their logs, for an error."""
         statuses = await self.statuses()
@@ -328,4 +351,11 @@ def in_step(statuses: Mapping[str, Status | None], active: Status, target: int) 
         and (status.leader, status.term) == (active.member_id, active.term)
         and status.applied_index >= target
         for status in statuses.values()
+    )
+
+
+def verified(status: Status | None) -> bool:
+    """Whether a node says that the whole of its data was read since it came back."""
+    return status is not None and not any(
+        error.startswith("kvserver:") and "unverified" in error for error in status.errors
     )

@@ -98,7 +98,9 @@ def flavors_of(given: str) -> list[Flavor]:
 def elapsing(seconds: float) -> Iterator[Callable[[float, str], None]]:
     """A bar for the time, or without a terminal a line for each fault."""
     if not complaints.is_terminal:
-        yield lambda at, told: complaints.print(f"{at:7.1f} s  {told}", highlight=False)
+        yield lambda at, told: complaints.print(
+            f"{at:7.1f} s  {told}", highlight=False, soft_wrap=True
+        )
         return
     columns = (TextColumn("{task.description:>16}"), BarColumn(), TimeElapsedColumn())
     with Progress(*columns, console=complaints, transient=True) as bar:

@@ -1,4 +1,4 @@
-"""What many keys cost: memory, a restart, a standby that lost its disk while writes go on."""
+"""What many keys cost: memory, a restart, its verification, a standby that lost its disk."""
 
 import asyncio
 import random
@@ -11,6 +11,7 @@ from typing import Final
 from kvbench import clock
 from kvbench.cluster import Cluster, ClusterError, Node
 from kvbench.history import Fate, Verdict
+from kvbench.nodelog import LogEvent
 from kvbench.verify import verify_all
 from kvbench.writer import Writer
 from kvclient import AsyncClient, Op, OutcomeUnknown
@@ -40,6 +41,17 @@ class Rate:
 
 
 @dataclass(frozen=True)
+class Restart:
+    """A standby's process, from its start on."""
+
+    ready_s: float
+    verified_s: float
+    """Until it had read all of its data."""
+    grew_bytes: int
+    """What its file grew by while it did, by its own account."""
+
+
+@dataclass(frozen=True)
 class Scaled:
     """What a run found."""
 
@@ -50,12 +62,18 @@ class Scaled:
     memory_full: Mapping[str, int]
     file_bytes: int
     """On the active's disk."""
-    restart_s: float
-    """From the start of a standby's process until it was ready."""
+    idle: Restart
+    """While nobody writes."""
+    loaded: Restart
+    """Beside writes."""
     before: Rate
     """Writes while all nodes were there."""
+    beside: Rate
+    """Writes while the standby that was ready again read its data."""
     meanwhile: Rate
     """Writes from the start of the standby with an empty disk until it voted again, in step."""
+    wiped_verified_s: float
+    """From that start until it had read all of the copy that it was given."""
     after: Rate
     verdicts: Sequence[Verdict]
 
@@ -64,6 +82,12 @@ class Scaled:
         """Part of the rate that was kept meanwhile, by what it was before and after."""
         usual = (self.before.per_second + self.after.per_second) / 2
         return self.meanwhile.per_second / usual if usual else 0.0
+
+    @property
+    def kept_beside(self) -> float:
+        """Part of the rate that was kept beside a verification, by what it was before."""
+        before = self.before.per_second
+        return self.beside.per_second / before if before else 0.0
 
     @property
     def broken(self) -> bool:
@@ -78,11 +102,17 @@ class Scaled:
             f"{self.file_bytes / 1e6:,.0f} MB on the active's disk",
             f"memory of a node: at most {max(self.memory_empty.values()) / 1e6:.0f} MB before, "
             f"{max(self.memory_full.values()) / 1e6:.0f} MB after (+{grown / 1e6:.0f} MB at most)",
-            f"a standby started again: ready after {self.restart_s:.2f} s",
+            f"a standby started again: ready after {self.idle.ready_s:.2f} s, "
+            f"verified after {self.idle.verified_s:.1f} s",
+            f"the same beside writes: ready after {self.loaded.ready_s:.2f} s, "
+            f"verified after {self.loaded.verified_s:.1f} s, its file grew by "
+            f"{self.loaded.grew_bytes / 1e6:.1f} MB; meanwhile "
+            f"{self.beside.per_second:,.0f} writes/s, {self.kept_beside:.0%} of what it was before",
             f"a standby that lost its disk: a voter in step after {self.meanwhile.seconds:.1f} s, "
             f"meanwhile {self.meanwhile.per_second:,.0f} writes/s, "
             f"{self.kept:.0%} of what it was "
-            f"({self.before.per_second:,.0f} before, {self.after.per_second:,.0f} after)",
+            f"({self.before.per_second:,.0f} before, {self.after.per_second:,.0f} after); "
+            f"verified after {self.wiped_verified_s:.1f} s",
             f"{sum(verdict.acknowledged for verdict in self.verdicts):,} writes read back: "
             + ("a promise is broken" if self.broken else "none lost, none altered"),
         ]
@@ -126,7 +156,8 @@ class Scale:
         memory_full = {node.name: own_memory(node) for node in cluster.nodes}
         standby = cluster.others(active)[0]
         self._tell(f"starting {standby.name} again")
-        restart_s = await self._restart(standby)
+        idle, _ = await self._restart(standby)
+        await cluster.wait_in_step()
         async with cluster.connect(CALL_S_MAX) as client:
             writers = [
                 Writer(client, f"w{number:02}/", random.Random(number))  # noqa: S311 - texts
@@ -135,15 +166,22 @@ class Scale:
             for writer in writers:
                 writer.start()
             try:
-                before, meanwhile, after = await self._lose_disk(standby, writers)
+                self._tell("counting writes")
+                before = await count(writers, asyncio.sleep(self._seconds))
+                self._tell(f"starting {standby.name} again beside them")
+                loaded, beside = await self._restart(standby, writers)
+                await cluster.wait_in_step()
+                meanwhile, wiped_verified_s = await self._lose_disk(standby, writers)
+                self._tell("counting writes")
+                after = await count(writers, asyncio.sleep(self._seconds))
             finally:
                 await asyncio.gather(*(writer.stop() for writer in writers))
         self._tell("reading everything back")
         told = {f"w{number:02}/": (each.writes, ()) for number, each in enumerate(writers)}
         verdicts = await verify_all(cluster, told)
         return Scaled(
-            self._keys, fill_s, memory_empty, memory_full, file_bytes(active), restart_s,
-            before, meanwhile, after, verdicts,
+            self._keys, fill_s, memory_empty, memory_full, file_bytes(active), idle, loaded,
+            before, beside, meanwhile, wiped_verified_s, after, verdicts,
         )  # fmt: skip
 
     async def _fill(self) -> None:
@@ -162,13 +200,19 @@ class Scale:
                 except OutcomeUnknown:  # the same again changes nothing here
                     continue
 
-    async def _restart(self, node: Node) -> float:
+    async def _restart(self, node: Node, writers: Sequence[Writer] = ()) -> tuple[Restart, Rate]:
+        """End a node and start it; the writes from then on, when it is ready, until it is verified.
+
+        It is killed, so its start is the one after a crash.
+        """
         node.kill()
         await node.wait_exit()
-        begun = await self._start(node)
-        taken = clock.monotonic() - begun
-        await self._cluster.wait_in_step()
-        return taken
+        since, begun = clock.wall(), await self._start(node)
+        ready_s = clock.monotonic() - begun
+        beside = await count(writers, self._cluster.wait_verified(node))
+        verified_s = clock.monotonic() - begun
+        grew_bytes = await wait_grown(node, since)
+        return Restart(ready_s, verified_s, grew_bytes), beside
 
     async def _start(self, node: Node) -> float:
         """Start a node and wait until it says that it is ready; when its process was started."""
@@ -181,18 +225,18 @@ class Scale:
             await asyncio.sleep(POLL_S)
         return begun
 
-    async def _lose_disk(self, standby: Node, writers: Sequence[Writer]) -> tuple[Rate, Rate, Rate]:
-        self._tell("counting writes")
-        before = await count(writers, asyncio.sleep(self._seconds))
+    async def _lose_disk(self, standby: Node, writers: Sequence[Writer]) -> tuple[Rate, float]:
+        """Let a node come back with nothing; writes meanwhile, and seconds until it is verified."""
         self._tell(f"{standby.name} loses its disk")
         standby.kill()
         await standby.wait_exit()
         await asyncio.to_thread(shutil.rmtree, standby.plan.data)
+        begun = clock.monotonic()
         standby.start()
         meanwhile = await count(writers, self._comeback(standby))
-        self._tell(f"it is back after {meanwhile.seconds:.1f} s; counting writes")
-        after = await count(writers, asyncio.sleep(self._seconds))
-        return before, meanwhile, after
+        self._tell(f"it is back after {meanwhile.seconds:.1f} s")
+        await self._cluster.wait_verified(standby)
+        return meanwhile, clock.monotonic() - begun
 
     async def _comeback(self, standby: Node) -> None:
         """Wait until a node is a voter and has all that is committed."""
@@ -218,6 +262,22 @@ async def count(writers: Sequence[Writer], until: Awaitable[None]) -> Rate:
         w for writer, place in zip(writers, places, strict=True) for w in writer.writes[place:]
     ]
     return Rate(sum(write.fate is Fate.ACKNOWLEDGED for write in fresh), seconds)
+
+
+async def wait_grown(node: Node, since: float) -> int:
+    """Bytes that a node's file grew by while it was verified: the log tells just afterwards."""
+    deadline = clock.monotonic() + READY_S_MAX
+    while (bytes_grown := grown(node.events(since))) is None:
+        if clock.monotonic() > deadline:
+            raise ClusterError(f"{node.name} does not log that it is verified\n{node.tail()}")
+        await asyncio.sleep(POLL_S)
+    return bytes_grown
+
+
+def grown(events: Iterable[LogEvent]) -> int | None:
+    """By how many bytes a file grew in the first verification that is logged; None if none is."""
+    done = (each for each in events if each.name == "verify.done")
+    return next((int(each.fields["grew_bytes"]) for each in done), None)
 
 
 def ready_count(node: Node) -> int:

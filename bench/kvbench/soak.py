@@ -11,6 +11,7 @@ from typing import Final
 
 from kvbench import clock
 from kvbench.cluster import Cluster, Node
+from kvbench.damaged import Damaged, Damager
 from kvbench.failover import RunError
 from kvbench.history import Read, Stored, Verdict
 from kvbench.verify import verify
@@ -40,12 +41,17 @@ class Mischief(Enum):
     CUT_OFF = "cut off"
     ONE_WAY = "one way only"
     BREAK = "broken connections"
+    DAMAGE_DOWN = "damage while down"
+    DAMAGE_RUNNING = "damage while running"
 
 
 _WEIGHTS: Final = {
     Mischief.KILL: 6, Mischief.KILL_ALL: 1, Mischief.FREEZE: 4, Mischief.STOP: 3,
     Mischief.LOSE_DISK: 1, Mischief.CUT_OFF: 4, Mischief.ONE_WAY: 2, Mischief.BREAK: 2,
 }  # fmt: skip
+"""Of all that is no damage to a disk."""
+
+_DAMAGES: Final = (Mischief.DAMAGE_DOWN, Mischief.DAMAGE_RUNNING)
 
 
 @dataclass(frozen=True)
@@ -56,14 +62,33 @@ class Soaked:
     faults: Counter[str]
     verdicts: Sequence[Verdict]
     """One for each client."""
+    damages: Sequence[Damaged] = ()
 
     @property
     def broken(self) -> dict[str, int]:
         """Each broken promise with its number of cases; empty if all is well."""
-        total: Counter[str] = Counter()
+        upsets = sum(each.blamed for each in self.damages)
+        total = Counter({"upset by the damage of another": upsets} if upsets else {})
         for verdict in self.verdicts:
             total.update(verdict.broken)
         return dict(total)
+
+    def damage_lines(self) -> list[str]:
+        """How many damages there were and what became of them, for people."""
+        if not self.damages:
+            return []
+        found = sum(each.found for each in self.damages)
+        signals = sum(len(each.signals) for each in self.damages)
+        upset = [each for each in self.damages if each.upsets]
+        running = sum(each.running for each in self.damages)
+        return [
+            f"{len(self.damages)} disks damaged ({len(self.damages) - running} while down, "
+            f"{running} while running): "
+            f"{found} found, the nodes replaced; {len(self.damages) - found} harmless; "
+            f"{signals} ends by a signal on the way; other nodes were upset beside {len(upset)}, "
+            f"{sum(not each.blamed for each in upset)} of them while the bench stood still",
+            *map(str, upset),
+        ]
 
 
 class _Client:
@@ -109,10 +134,23 @@ class _Client:
 class Soak:
     """One run on a cluster that is up, with wires."""
 
-    def __init__(self, cluster: Cluster, seconds: float, seed: int) -> None:
+    def __init__(
+        self, cluster: Cluster, seconds: float, seed: int, damage_share: float = 0.0
+    ) -> None:
+        """Prepare.
+
+        Args:
+            cluster: that scrubs its disks often, if any of them is to be damaged.
+            seconds: how long.
+            seed: of what happens when.
+            damage_share: part of the faults that damage a disk, from 0 to 1.
+        """
         self._cluster = cluster
         self._seconds = seconds
         self._rng = random.Random(seed)  # noqa: S311 - what happens when, no secrets
+        self._damage_share = damage_share
+        self._damager = Damager(cluster, self._rng)
+        self._damages: list[Damaged] = []
         self._faults: Counter[str] = Counter()
 
     async def run(self, on_fault: Callable[[float, str], None]) -> Soaked:
@@ -137,9 +175,7 @@ class Soak:
                 while clock.monotonic() - begun < self._seconds:
                     await self._flow(clients)
                     await asyncio.sleep(self._rng.uniform(*CALM_S))
-                    told = await self._mischief()
-                    self._faults[told.value] += 1
-                    on_fault(clock.monotonic() - begun, told.value)
+                    on_fault(clock.monotonic() - begun, await self._fault())
                 await self._flow(clients)
             finally:
                 for each in clients:
@@ -148,7 +184,7 @@ class Soak:
             await verify(self._cluster, each.writer.writes, each.prefix, each.reads)
             for each in clients
         ]
-        return Soaked(clock.monotonic() - begun, self._faults, verdicts)
+        return Soaked(clock.monotonic() - begun, self._faults, verdicts, self._damages)
 
     async def _flow(self, clients: Sequence[_Client]) -> None:
         """Every client gets an acknowledgement of a write that begins now."""
@@ -158,8 +194,17 @@ class Soak:
                 trouble = f"{each.writer.trouble}\n{await self._cluster.report()}"
                 raise RunError(f"no write was acknowledged for {FLOW_S_MAX:g} s: {trouble}")
 
-    async def _mischief(self) -> Mischief:
-        kind = self._rng.choices(list(_WEIGHTS), list(_WEIGHTS.values()))[0]
+    async def _fault(self) -> str:
+        """One fault from its beginning to its end; what it was, for people."""
+        kind = choose(self._rng, self._damage_share)
+        self._faults[kind.value] += 1
+        if kind not in _DAMAGES:
+            await self._mischief(kind)
+            return f"{kind.value}"
+        self._damages.append(await self._damager.damage(running=kind is Mischief.DAMAGE_RUNNING))
+        return str(self._damages[-1])
+
+    async def _mischief(self, kind: Mischief) -> None:
         if kind is Mischief.LOSE_DISK or self._rng.random() < 0.5:
             await self._cluster.wait_in_step()
         nodes = self._cluster.nodes
@@ -181,7 +226,6 @@ class Soak:
             await self._restart([victim], hurt_s, Node.kill, empty=kind is Mischief.LOSE_DISK)
         if kind is Mischief.LOSE_DISK:
             await self._cluster.wait_in_step()
-        return kind
 
     async def _cut(self, kind: Mischief, victim: Node, hurt_s: float) -> None:
         """Do something to the wires of a node, and mend them in the end."""
@@ -215,3 +259,10 @@ class Soak:
         await asyncio.sleep(after_s)
         for node in victims:
             node.start()
+
+
+def choose(rng: random.Random, damage_share: float) -> Mischief:
+    """What happens next; a disk is damaged in that part of all cases, from 0 to 1."""
+    if rng.random() < damage_share:
+        return rng.choice(_DAMAGES)
+    return rng.choices(list(_WEIGHTS), list(_WEIGHTS.values()))[0]
