@@ -6,10 +6,11 @@ STAMP := $(VENV)/.installed
 NODE_STAMP := $(VENV)/node/.installed
 SEEDS ?= 100
 FROM ?= 0
-DAMAGES ?= 2500
 SEED ?= 1
+COUNT ?= 40
+DAMAGES ?= 2500
 
-.PHONY: help run install test lint unit cluster sim damage soak generate format clean
+.PHONY: help run install test lint unit cluster sim damage soak mutants generate format clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -57,6 +58,9 @@ damage: $(STAMP) ## disks hurt in every way: DAMAGES=2500 of SEED=1, then 60 und
 
 soak: $(STAMP) ## a quarter of an hour of faults of every kind under mixed load
 	$(BIN)/kvbench soak --minutes 15
+
+mutants: $(STAMP) ## small changes of the server that no test notices: COUNT=40 of them, drawn from SEED=1
+	$(BIN)/python tests/mutants.py --seed $(SEED) --count $(COUNT)
 
 generate: $(STAMP) ## protobuf code from the .proto files, the plain client from the asyncio one
 	$(BIN)/python protos/generate.py

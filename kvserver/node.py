@@ -225,7 +225,7 @@ class Node:
         self._comparison = Comparison(
             self._me, storage, clock, alarms=applier.alarms, role=self._role, roster=self._roster,
             proposer=self._proposer, status=lambda: self._crossing.status,
-            revision=lambda: applier.revision, say=self._say_aside, on_event=self._event,
+            moments=applier.moments, say=self._say_aside, on_event=self._event,
             on_damage=self._fail,
         )  # fmt: skip
         self._watches = WatchHub(storage, lambda: self._crossing.applied_index_visible, self._fail)
@@ -272,6 +272,7 @@ class Node:
             lessor=self._lessor,
             clock=self._clock,
             newest_revision=lambda: self._applier.revision,
+            feature_level=lambda: self._applier.feature_level,
             on_failure=self._fail,
             compacted_to=lambda: self._applier.compacted_to,
             make_backup=self._copies.backup,

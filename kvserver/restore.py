@@ -25,10 +25,12 @@ import click
 from kvpb import raft_pb2
 from kvserver.config import Config
 from kvserver.errors import DataDirError, NodeError
-from kvserver.mvcc.hashing import HashBuilder
 from kvserver.mvcc.history import compacted_revision
+from kvserver.mvcc.kepthash import KeptHash
+from kvserver.mvcc.statehash import StateHash
 from kvserver.mvcc.store import current_revision
-from kvserver.pipeline.applier import Applier
+from kvserver.pipeline.applier import Applier, feature_level_of
+from kvserver.pipeline.features import KEPT_HASH_LEVEL
 from kvserver.pipeline.roster import Roster
 from kvserver.raft.identity import ClusterPlan, begin_member, load_plan, plan_cluster
 from kvserver.storage.contract import Storage
@@ -43,8 +45,6 @@ from kvserver.storage.snapshot_file import (
 )
 
 _Command = TypeVar("_Command", bound=Callable[..., Any])
-
-_HASHED_AT_ONCE: Final = 10_000
 
 _RESTORE_HELP: Final = """Make the data directory of one member of a new cluster out of a snapshot.
 
@@ -64,7 +64,8 @@ Example, of one of three:
 _STATUS_HELP: Final = """Check a snapshot and tell what it holds.
 
 Prints hash, revision, number of keys and size, as `etcdctl snapshot status` does. The hash is that
-of all keys and values at the revision: the same as `kv hash --rev` of the cluster it is of.
+of all that is kept as of the revision: the same as `kv hash --rev` of the cluster it is of, until
+that is compacted again.
 
 JSON: {"hash", "revision", "totalKey", "totalSize", "compactRevision", "clusterId", "members"}.
 """
@@ -75,7 +76,7 @@ class Content:
     """What a snapshot holds."""
 
     hash: int
-    """As HashKV at the revision."""
+    """As HashKV of its cluster at the revision."""
     revision: int
     compact_revision: int
     """-1 before the first compaction."""
@@ -87,13 +88,13 @@ class Content:
 def content_of(storage: Storage) -> Content:
     """Read what a checked snapshot holds."""
     with storage.read() as txn:
-        builder = HashBuilder(txn)
-        while not builder.step(_HASHED_AT_ONCE):
-            pass
-        return Content(
-            builder.value, current_revision(txn), compacted_revision(txn),
-            sum(1 for _ in txn.keys(KV)), load_plan(txn),
-        )  # fmt: skip
+        revision, compacted = current_revision(txn), compacted_revision(txn)
+        plan, keys = load_plan(txn), sum(1 for _ in txn.keys(KV))
+        kept = feature_level_of(txn) >= KEPT_HASH_LEVEL
+    hashed = (KeptHash if kept else StateHash)(storage, revision)
+    while not hashed.step():
+        pass
+    return Content(hashed.value, revision, compacted, keys, plan)
 
 
 def become_member(

@@ -48,10 +48,11 @@ def status() -> None:
 @options(root=False)
 @click.option("--rev", type=click.IntRange(min=0), default=0, help="As of this revision.")
 def hash_(rev: int) -> None:
-    """Compare what the nodes hold: the hash of all keys and values of each, side by side.
+    """Compare what the nodes hold: the hash of all that each keeps, old revisions too.
 
-    Hashes compare at one revision only: while writes go on, try again or name one that the
-    nodes still keep. Ends with 0 if all nodes answer and are equal, else with 1.
+    Hashes compare at one revision, and after the same compaction, only: while writes go on, try
+    again or name a revision that the nodes still keep. Ends with 0 if all nodes answer and are
+    equal, else with 1.
 
     JSON: {"verdict", "nodes"}, with {"endpoint", "name", "id"} for each node and {"hash",
     "revision", "compact_revision"} or {"error"}. The verdict is equal, different,

@@ -51,6 +51,8 @@ class Door:
     clock: Clock
     newest_revision: Callable[[], int]
     """Of the newest applied change, which a read may not see yet."""
+    feature_level: Callable[[], int]
+    """Of the cluster, as this node has applied it."""
     compacted_to: Callable[[], int]
     """Revision before which this node's disk holds nothing old any more."""
     make_backup: MakeBackup

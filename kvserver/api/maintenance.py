@@ -13,15 +13,18 @@ from kvserver.api.snapshots import Snapshots
 from kvserver.api.standing import standing, why_unfit
 from kvserver.errors import (
     BadTransfereeError,
+    CompactedError,
     CorruptClusterError,
     DefragmentFailedError,
     NotLeaderError,
     UnverifiedError,
 )
 from kvserver.mvcc.hashing import StoredHashBuilder
-from kvserver.mvcc.history import check_revision, compacted_revision
+from kvserver.mvcc.history import check_revision
+from kvserver.mvcc.kepthash import KeptHash
 from kvserver.mvcc.statehash import StateHash
 from kvserver.mvcc.store import current_revision
+from kvserver.pipeline.features import KEPT_HASH_LEVEL
 from kvserver.pipeline.role import REMOVED
 from kvserver.raft.entry import MemberId
 from kvserver.raft.fitness import Reason
@@ -120,24 +123,35 @@ class MaintenanceServicer(rpc_pb2_grpc.MaintenanceServicer):
         request: rpc_pb2.HashKVRequest,
         context: "Context[rpc_pb2.HashKVRequest, rpc_pb2.HashKVResponse]",
     ) -> rpc_pb2.HashKVResponse:
-        """Hash of the state at a revision: equal on all nodes that hold the same then."""
+        """Hash of all that is kept as of a revision: equal on all nodes that hold the same then."""
         return await self._door.answer(context, self._hash_kv(request))
 
     async def _hash_kv(self, request: rpc_pb2.HashKVRequest) -> rpc_pb2.HashKVResponse:
         await self._door.own_answers_visible()
-        with self._door.storage.read() as txn:
-            revision = current_revision(txn)
-            check_revision(txn, request.revision, revision)
-            compacted = compacted_revision(txn)
-        hashed = request.revision if request.revision > 0 else revision
-        state = StateHash(self._door.storage, hashed)
-        while not state.step():
-            await asyncio.sleep(0)
-        response = rpc_pb2.HashKVResponse(
-            hash=state.value, compact_revision=compacted, hash_revision=hashed
-        )
-        self._door.fill(response.header, revision)
-        return response
+        while True:
+            with self._door.storage.read() as txn:
+                revision = current_revision(txn)
+                check_revision(txn, request.revision, revision)
+            hashed = request.revision if request.revision > 0 else revision
+            try:
+                found = await self._hash_at(hashed)
+            except CompactedError:
+                if request.revision > 0:
+                    raise
+                continue  # the newest revision was asked for, and there is a newer one now
+            response = rpc_pb2.HashKVResponse(
+                hash=found.value, compact_revision=found.compacted, hash_revision=hashed
+            )
+            self._door.fill(response.header, revision)
+            return response
+
+    async def _hash_at(self, revision: int) -> KeptHash | StateHash:
+        kept = self._door.feature_level() >= KEPT_HASH_LEVEL
+        found = (KeptHash if kept else StateHash)(self._door.storage, revision)
+        loop = asyncio.get_running_loop()
+        while not await loop.run_in_executor(None, found.step):  # a slow disk stops nobody else
+            pass
+        return found
 
     async def Defragment(
         self,

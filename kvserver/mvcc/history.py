@@ -131,6 +131,69 @@ def changes_since(txn: ReadTxn, revision: int) -> Iterator[Change]:
         yield _change(at, stored)
 
 
+def entries_of(txn: ReadTxn, key: bytes, since: bytes, revision: int) -> Iterator[bytes]:
+    """What the index has of a key up to `revision`, in order, from the entry `since` on."""
+    return txn.values(KEY_HISTORY, key, since, _MOMENT.pack(revision + 1, 0))
+
+
+def moment_of(entry: bytes) -> bytes:
+    """Where `history` has the change of an entry of the index."""
+    return entry[: _MOMENT.size]
+
+
+def is_newer(entry: bytes, revision: int) -> bool:
+    """True for an entry of a change after `revision`."""
+    changed_in: int = _MOMENT.unpack_from(entry)[0]
+    return changed_in > revision
+
+
+def is_kept(txn: ReadTxn, key: bytes, entry: bytes, compacted: int, revision: int) -> bool:
+    """True for a change that a compaction at `compacted` leaves, as seen from a later revision.
+
+    Of what is not newer than the compaction that is only what is part of the state at `revision`.
+    It does not depend on how far a node has come with the removal of the rest.
+
+    Args:
+        txn: what to look at.
+        key: that was changed.
+        entry: of the change in the index of the key.
+        compacted: revision of the newest compaction.
+        revision: not before it.
+    """
+    if is_newer(entry, compacted):
+        return True
+    newest = txn.last_value(KEY_HISTORY, key, _MOMENT.pack(revision + 1, 0))
+    return entry == newest and entry[-1] == PUT
+
+
+def stored_change(txn: ReadTxn, key: bytes, entry: bytes) -> bytes:
+    """The stored form of a change, looked up as reads of its revision do.
+
+    Raises:
+        DataDirError: the index does not lead to it.
+    """
+    revision, sub = _MOMENT.unpack_from(entry)
+    found = txn.last_value(KEY_HISTORY, key, _MOMENT.pack(revision, sub + 1))
+    stored = txn.get(HISTORY, moment_of(entry))
+    if found != entry or stored is None:
+        raise damaged(f"a change of revision {revision} can't be found by its key {key!r}")
+    return stored
+
+
+def stored_changes(
+    txn: ReadTxn, since: int | bytes, revision: int
+) -> Iterator[tuple[bytes, bytes]]:
+    """Moments and stored forms of all changes up to `revision`, in order.
+
+    Args:
+        txn: what to look at.
+        since: first revision, or the moment of the first change.
+        revision: last one.
+    """
+    lo = since if isinstance(since, bytes) else _MOMENT.pack(since, 0)
+    return txn.scan(HISTORY, lo, _MOMENT.pack(revision + 1, 0))
+
+
 def _change(at: bytes, stored: bytes | None) -> Change:
     if stored is None:
         raise damaged(f"the history lacks a change of revision {_MOMENT.unpack(at)[0]}")

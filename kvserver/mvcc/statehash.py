@@ -6,8 +6,11 @@ after the revision are taken from `kv`, which is what clients are answered from;
 history.
 """
 
+import heapq
 import zlib
-from collections.abc import Iterable
+from collections.abc import Iterator
+from itertools import groupby
+from operator import itemgetter
 from typing import Final
 
 from kvserver.errors import CompactedError
@@ -21,6 +24,24 @@ BYTES_MAX: Final = 1 << 20
 """Of a slice."""
 
 
+class Slice:
+    """How much more may be read in one transaction."""
+
+    def __init__(self, rows_max: int) -> None:
+        """Allow `rows_max` rows, of `BYTES_MAX` together; the last one may go beyond that."""
+        self._rows, self._bytes = rows_max, BYTES_MAX
+
+    def take(self, size: int) -> None:
+        """A row of `size` bytes was read."""
+        self._rows -= 1
+        self._bytes -= size
+
+    @property
+    def used_up(self) -> bool:
+        """True when the next row has to wait for the next transaction."""
+        return self._rows <= 0 or self._bytes <= 0
+
+
 class StateHash:
     """Hashes all rows as they were at a revision, some at a time."""
 
@@ -29,8 +50,10 @@ class StateHash:
         self._storage = storage
         self._revision = revision
         self._at = b""
+        self.compacted = -1
+        """The compacted revision, as the newest slice has seen it."""
         self.value = 0
-        """crc32 over keys and rows in key order, the one that HashKV gives at this revision."""
+        """crc32 over keys and rows in key order."""
 
     def step(self, rows_max: int = ROWS_MAX) -> bool:
         """Hash a slice; True once `value` is complete.
@@ -39,43 +62,50 @@ class StateHash:
             CompactedError: the revision is not kept any more.
             DataDirError: a row is damaged.
         """
+        left = Slice(rows_max)
         with self._storage.read() as txn:
-            if compacted_revision(txn) > self._revision:
+            self.compacted = compacted_revision(txn)
+            if self.compacted > self._revision:
                 raise CompactedError
-            rows, rows_end = _slice(txn.scan(KV, self._at), rows_max)
-            names = ((key, b"") for key in txn.keys(KEY_HISTORY, self._at))
-            once, once_end = _slice(names, rows_max)
-            end = min((key for key in (rows_end, once_end) if key is not None), default=None)
-            for key in sorted(rows.keys() | once.keys()):
-                if end is not None and key >= end:
-                    break
-                row = self._row(txn, key, rows.get(key))
-                if row is not None:
+            for key, served in keys_ever(txn, self._at):
+                if left.used_up:
+                    self._at = key
+                    return False
+                row = served_row(txn, key, self._revision, served=served) or b""
+                left.take(len(row))
+                if row:
                     self.value = zlib.crc32(row, zlib.crc32(key, self.value))
-        if end is None:
-            return True
-        self._at = end
-        return False
-
-    def _row(self, txn: ReadTxn, key: bytes, served: bytes | None) -> bytes | None:
-        """The row of a key at the revision; `served` is the one of now."""
-        if served is not None and mod_revision_of(served) <= self._revision:
-            return served
-        if newest_revision_of(txn, key) <= self._revision:
-            return served  # what is served is wrong, and must not look right
-        then = row_at(txn, key, self._revision)
-        return None if then is None else encode_row(then)
+        return True
 
 
-def _slice(
-    rows: Iterable[tuple[bytes, bytes]], rows_max: int
-) -> tuple[dict[bytes, bytes], bytes | None]:
-    """The first rows, and where to go on; None if those were all."""
-    taken: dict[bytes, bytes] = {}
-    size = 0
-    for key, row in rows:
-        taken[key] = row
-        size += len(row)
-        if len(taken) == rows_max or size >= BYTES_MAX:
-            return taken, key + b"\0"
-    return taken, None
+def keys_ever(txn: ReadTxn, lo: bytes) -> Iterator[tuple[bytes, bool]]:
+    """Every key from `lo` on that is served or has a history, in order; and whether it is served.
+
+    Served is a key that a range meets. `served_row` looks it up by itself as well.
+    """
+    now = ((key, True) for key in txn.keys(KV, lo))
+    ever = ((key, False) for key in txn.keys(KEY_HISTORY, lo))
+    for key, found in groupby(heapq.merge(now, ever), itemgetter(0)):
+        yield key, any(served for _, served in found)
+
+
+def served_row(txn: ReadTxn, key: bytes, revision: int, *, served: bool) -> bytes | None:
+    """The row that a client is given of a key at a revision, None if it is given none.
+
+    Args:
+        txn: what to look at.
+        key: that a pass over all keys has met.
+        revision: not compacted, and reached.
+        served: whether a pass over the served keys meets it. Load-bearing: a row counts only if
+            that pass and a look-up find it both, since clients read in both ways.
+
+    Raises:
+        DataDirError: a row is damaged.
+    """
+    now = txn.get(KV, key) if served else None
+    if now is not None and mod_revision_of(now) <= revision:
+        return now
+    if newest_revision_of(txn, key) <= revision:
+        return now  # what is served is wrong, and must not look right
+    then = row_at(txn, key, revision)
+    return None if then is None else encode_row(then)

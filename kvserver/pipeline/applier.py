@@ -27,6 +27,7 @@ from kvserver.pipeline.features import (
     ERROR_NUMBER_LEVEL,
     check_level,
 )
+from kvserver.pipeline.moments import Moment, Moments, digests_of
 from kvserver.pipeline.outcome import Result
 from kvserver.pipeline.roster import Roster
 from kvserver.raft.entry import MemberId
@@ -68,6 +69,7 @@ class Applier:
         self._on_applied = on_applied
         self.alarms = Alarms()
         """That are raised as of the newest applied entry; any thread may look."""
+        self.moments = Moments()
         self.reload()
 
     def reload(self) -> None:
@@ -78,14 +80,17 @@ class Applier:
             stored_time = txn.get(META, _LOG_TIME_MS)
             self.log_time_ms = _number(stored_time) if stored_time else 0
             """Stamp of the newest applied batch. Invariant: never goes back."""
-            stored_level = txn.get(META, _FEATURE_LEVEL)
-            self.feature_level = _number(stored_level) if stored_level else 0
+            self.feature_level = feature_level_of(txn)
             """What the log may hold. Invariant: never falls; every member understands it."""
             self.revision = current_revision(txn)
             """Of the newest applied change; any thread may look."""
             self._roster.load(txn)
             self.alarms.load(txn)
             self._find_compaction(txn)
+            self.moments.clear()
+            # the members are written behind the effects of their entry, see `apply`
+            if load_configuration(txn).index != self.applied_index:
+                self._remember(txn)
         check_level(self.feature_level)
         self._keep_digests()
         self._staged_index = self.applied_index
@@ -108,7 +113,7 @@ class Applier:
         stored_done = txn.get(META, _COMPACTION_DONE)
         self.compacted_to = _number(stored_done) if stored_done else 0
         """What lies before this revision is removed from this node's disk."""
-        compacted = compacted_revision(txn)
+        self._compacted = compacted = compacted_revision(txn)
         self._compactor = Compactor(compacted) if compacted > self.compacted_to else None
 
     def applied_of(self, txn: ReadTxn) -> tuple[int, int]:
@@ -126,8 +131,25 @@ class Applier:
         """
         assert index == self.applied_index + 1, (index, self.applied_index)
         self.applied_index, self._applied_term = index, term
-        if batch is None:
-            return
+        if batch is not None:
+            self._apply_batch(index, term, batch)
+        self._remember(self._storage.writer())
+
+    def _remember(self, txn: ReadTxn) -> None:
+        """Note what the state is like now: all effects of the newest entry are written.
+
+        But not who the members are, if it is an entry that says so: that is written behind it, on
+        every node.
+        """
+        digests = txn.digests() if self.feature_level >= DIGESTS_LEVEL else None
+        told = () if digests is None else digests_of(
+            digests, revision=self.revision, compacted=self._compacted,
+            log_time_ms=self.log_time_ms, level=self.feature_level,
+        )  # fmt: skip
+        tidy = self._compactor is None
+        self.moments.add(Moment(self.applied_index, self.revision, tidy, told))
+
+    def _apply_batch(self, index: int, term: int, batch: bytes) -> None:
         commands = self._decode(index, batch)
         txn = self._storage.writer()
         writer = Writer(txn, self.revision, commands.log_time_ms, self.pace)
@@ -179,7 +201,8 @@ class Applier:
                     return writer.txn(command.txn)
                 case "compact":
                     response = writer.compact(command.compact)
-                    self._compactor = Compactor(command.compact.revision)
+                    self._compacted = command.compact.revision
+                    self._compactor = Compactor(self._compacted)
                     return response
                 case None:
                     raise LogNotUnderstoodError(
@@ -255,6 +278,12 @@ class Applier:
             ),
         )
         return True
+
+
+def feature_level_of(txn: ReadTxn) -> int:
+    """What the log of a state may hold."""
+    stored = txn.get(META, _FEATURE_LEVEL)
+    return _number(stored) if stored else 0
 
 
 def _expire(writer: Writer, expiry: ExpireLeases, term: int) -> None:

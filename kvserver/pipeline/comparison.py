@@ -1,8 +1,10 @@
 """The nodes' states are compared in the background: who differs from the majority gets an alarm.
 
-The active names a revision, every connected member hashes its state at it, in slices beside its
-work, and tells. A difference is believed when a second look, at another revision, finds it again.
-Main thread; the slices are read in a thread of the loop's.
+The active names the newest entry that it has applied, and the revision as of it. Every connected
+member tells the digests of all its databases as they were at that entry (`moments.py`), which costs
+nothing, and hashes the keys that it serves at that revision, in slices beside its work: digests say
+what was written, and only looking it up says what is found. A difference is believed when a second
+look, at another entry, finds it again. Main thread; the slices are read in a thread of the loop's.
 """
 
 import asyncio
@@ -12,13 +14,14 @@ from collections.abc import Callable, Mapping
 from collections.abc import Set as AbstractSet
 from typing import Final
 
-from kvpb.raft_pb2 import Command, HashAsk, HashWord, PeerMessage
+from kvpb.raft_pb2 import Command, HashAsk, HashWord, PassTime, PeerMessage
 from kvpb.rpc_pb2 import CORRUPT
 from kvserver.clock import Clock
 from kvserver.errors import CompactedError, NodeError, RequestError
 from kvserver.mvcc.statehash import StateHash
 from kvserver.mvcc.store import current_revision
 from kvserver.pipeline.alarms import Alarm, Alarms, raising
+from kvserver.pipeline.moments import NAMES, OWN_PACE, Moment, Moments
 from kvserver.pipeline.proposer import Proposer
 from kvserver.pipeline.rest import pause_s
 from kvserver.pipeline.role import RoleMachine
@@ -35,12 +38,18 @@ FIRST_S_MAX: Final = 60.0
 """The first look comes this long after a promotion, and another after a member has come back."""
 
 REACH_S: Final = 10.0
-"""How long a standby may take to reach the revision that is asked about."""
+"""How long a standby may take to reach the entry, or the revision, that is asked about."""
 
 ROUND_S_MAX: Final = 600.0
 """Who has not answered after so long is left out."""
 
 TICK_S: Final = 0.1
+
+SERVED: Final = "served"
+"""What is compared besides the databases: the keys as clients find them."""
+
+Suspicion = tuple[MemberId, str]
+"""Who differs, and in what."""
 
 
 def odd_ones(
@@ -72,6 +81,25 @@ def odd_ones(
     return frozenset(witnesses) if all_have_spoken else None
 
 
+def compared(words: Mapping[MemberId, HashWord]) -> dict[str, dict[MemberId, int]]:
+    """What can be compared of the answers of some members, all as of the same entry.
+
+    Databases from which each member removes at its own pace are comparable between those who have
+    nothing left to remove.
+
+    Returns:
+        Name of a database, or `SERVED` -> member -> its number; at least two members each.
+    """
+    found = {SERVED: {member: word.hash for member, word in words.items() if word.known}}
+    for position, name in enumerate(NAMES):
+        found[name] = {
+            member: word.digests[position]
+            for member, word in words.items()
+            if position < len(word.digests) and (word.tidy or name not in OWN_PACE)
+        }
+    return {name: told for name, told in found.items() if len(told) > 1}
+
+
 class Comparison:
     """One node's part in it: it asks while it is the active, and answers."""
 
@@ -86,7 +114,7 @@ class Comparison:
         roster: Roster,
         proposer: Proposer,
         status: Callable[[], RaftStatus | None],
-        revision: Callable[[], int],
+        moments: Moments,
         say: Callable[[MemberId, PeerMessage], object],
         on_event: Callable[..., None],
         on_damage: Callable[[NodeError], object],
@@ -102,7 +130,7 @@ class Comparison:
             roster: the members.
             proposer: of this node.
             status: of the newest turn.
-            revision: newest applied one.
+            moments: of the entries that were applied.
             say: sends to a connected peer.
             on_event: log.
             on_damage: told when a row is damaged.
@@ -115,17 +143,18 @@ class Comparison:
         self._roster = roster
         self._proposer = proposer
         self._status = status
-        self._revision = revision
+        self._moments = moments
         self._say = say
         self._event = on_event
         self._on_damage = on_damage
         self._asked: tuple[MemberId, HashAsk] | None = None
         """Newest question that is not answered yet."""
-        self._round = 0
+        self._ask = HashAsk()
+        """Newest one of this node; its round tells the looks apart."""
         self._words: dict[MemberId, HashWord] = {}
-        """Answers in this round."""
-        self._suspects: frozenset[MemberId] = frozenset()
-        """Odd at the last look."""
+        """Answers to it."""
+        self._suspects: frozenset[Suspicion] = frozenset()
+        """Odd at the last look that could tell."""
         self._present: frozenset[MemberId] = frozenset()
         self._due_at = 0.0
 
@@ -133,8 +162,11 @@ class Comparison:
         """A peer asks or answers."""
         if message.HasField("hash_ask"):
             self._asked = (member, message.hash_ask)
-        elif message.hash_word.round == self._round:
-            self._words[member] = message.hash_word
+            return
+        word = message.hash_word
+        # an older version tells no index; the process before this one may have used the same round
+        if word.round == self._ask.round and word.index in (0, self._ask.index):
+            self._words[member] = word
 
     async def run(self, interval_s: float, stop: asyncio.Event) -> None:
         """Compare and answer until `stop` is set; no slice is under way after the return.
@@ -159,7 +191,7 @@ class Comparison:
             if interval_s and present and now >= self._due_at:
                 before = self._suspects
                 await self._look(present, stop)
-                again = self._suspects - before - self._alarms.corrupt
+                again = {member for member, _ in self._suspects - before} - self._alarms.corrupt
                 self._due_at = self._clock.monotonic() + (0 if again else interval_s)
 
     def _peers(self) -> AbstractSet[MemberId]:
@@ -172,47 +204,79 @@ class Comparison:
     # ------------------------------------------------------------------ the active
 
     async def _look(self, peers: frozenset[MemberId], stop: asyncio.Event) -> None:
-        began, revision = self._clock.monotonic(), self._revision()
-        self._round += 1
-        self._words = {}
-        ask = HashAsk(round=self._round, revision=revision)
+        moment, began = await self._next_moment(), self._clock.monotonic()
+        if moment is None:
+            return
+        ask = HashAsk(round=self._ask.round + 1, revision=moment.revision, index=moment.index)
+        self._ask, self._words = ask, {}
         for peer in peers:
             self._say(peer, PeerMessage(hash_ask=ask))
 
         def ended() -> bool:
             return stop.is_set() or not self._role.active
 
-        own = await self._hash(revision, ended)
+        own = await self._word(ask, ended)
         give_up_at = began + ROUND_S_MAX
         while (peers & self._peers()) - self._words.keys():
             if ended() or self._clock.monotonic() > give_up_at:
                 break
             await asyncio.sleep(TICK_S)
-        if own is None or ended():
+        if ended():
             return
-        words = {peer: word.hash for peer, word in self._words.items() if word.known}
-        await self._judge({**words, self._me: own}, revision)
+        found = compared({**self._words, self._me: own})
+        await self._judge(found, moment)
+        nodes = {member for told in found.values() for member in told}
         self._event(
-            "compare.done", revision=revision, nodes=len(words) + 1,
+            "compare.done", revision=moment.revision, index=moment.index, nodes=len(nodes),
+            databases=len(found.keys() - {SERVED}),
             seconds=round(self._clock.monotonic() - began, 3),
         )  # fmt: skip
 
-    async def _judge(self, words: Mapping[MemberId, int], revision: int) -> None:
+    async def _next_moment(self) -> Moment | None:
+        """The newest one, another than that of the look before; None if there is none.
+
+        As of the same entry every member would say the same again, and that proves nothing.
+        """
+        before = self._ask.index
+        moment = self._moments.newest
+        if moment is None or moment.index == before:
+            with contextlib.suppress(RequestError):
+                await self._proposer.propose(Command(pass_time=PassTime()))
+            moment = self._moments.newest
+        return None if moment is None or moment.index == before else moment
+
+    async def _judge(self, found: Mapping[str, Mapping[MemberId, int]], moment: Moment) -> None:
         members = self._roster.members
         voters = {member for member, each in members.items() if not each.learner}
-        odd = odd_ones(words, voters=voters, known=self._alarms.corrupt)
-        told = " ".join(f"{self._roster.name(m)}={word:08x}" for m, word in sorted(words.items()))
-        if odd is None:
-            self._event("compare.undecided", revision=revision, hashes=told)
-            return
-        before, self._suspects = self._suspects, odd
-        if odd:
-            names = " ".join(sorted(map(self._roster.name, odd)))
-            self._event("compare.differs", revision=revision, nodes=names, hashes=told)
+        suspects: set[Suspicion] = set()
+        for name, told in found.items():
+            odd = odd_ones(told, voters=voters, known=self._alarms.corrupt)
+            if odd is None:
+                suspects |= {each for each in self._suspects if each[1] == name}
+            else:
+                suspects |= {(member, name) for member in odd}
+            if odd is None or odd:
+                self._tell_difference(name, told, odd, moment)
+        before, self._suspects = self._suspects, frozenset(suspects)
+        again = {member for member, _ in self._suspects & before} - self._alarms.corrupt
         # all at once, this node last: once it is named it hands over, and if not all are named by
         # then, one of them serves alone, as a witness whom nobody contradicts
-        order = sorted(odd & before, key=lambda member: (member == self._me, member))
+        order = sorted(again, key=lambda member: (member == self._me, member))
         await asyncio.gather(*map(self._accuse, order))
+
+    def _tell_difference(
+        self, name: str, told: Mapping[MemberId, int], odd: AbstractSet[MemberId] | None,
+        moment: Moment,
+    ) -> None:  # fmt: skip
+        """Say who differs in what; `odd` is None if that is not certain."""
+        names = self._roster.name
+        numbers = " ".join(f"{names(m)}={number:08x}" for m, number in sorted(told.items()))
+        where = {"revision": moment.revision, "index": moment.index, "database": name}
+        if odd is None:
+            self._event("compare.undecided", **where, hashes=numbers)
+        else:
+            nodes = " ".join(sorted(map(names, odd)))
+            self._event("compare.differs", **where, nodes=nodes, hashes=numbers)
 
     async def _accuse(self, member: MemberId) -> None:
         with contextlib.suppress(RequestError):  # the next look finds it again
@@ -228,10 +292,31 @@ class Comparison:
         def ended() -> bool:
             return stop.is_set() or self._asked is not None
 
-        value = await self._hash(ask.revision, ended)
+        word = await self._word(ask, ended)
         if not ended():
-            word = HashWord(round=ask.round, known=value is not None, hash=value or 0)
             self._say(member, PeerMessage(hash_word=word))
+
+    async def _word(self, ask: HashAsk, ended: Callable[[], bool]) -> HashWord:
+        """What this node has to say; of no use if it is ended before."""
+        word = HashWord(round=ask.round, index=ask.index)
+        moment = await self._moment(ask.index, ended)  # first, since it is soon forgotten
+        if moment is not None:
+            word.tidy = moment.tidy
+            word.digests.extend(moment.digests)
+        value = await self._hash(ask.revision, ended)
+        if value is not None:
+            word.known, word.hash = True, value
+        return word
+
+    async def _moment(self, index: int, ended: Callable[[], bool]) -> Moment | None:
+        """That of an entry, which may not be applied yet; None if it is not known (any more)."""
+        give_up_at = self._clock.monotonic() + REACH_S
+        while not ended() and self._clock.monotonic() < give_up_at:
+            newest = self._moments.newest
+            if not index or (newest is not None and newest.index >= index):
+                return self._moments.get(index)
+            await asyncio.sleep(TICK_S)
+        return None
 
     async def _hash(self, revision: int, ended: Callable[[], bool]) -> int | None:
         """Hash of the own state at a revision; None if there is none, or it is ended before."""

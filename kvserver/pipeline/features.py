@@ -25,6 +25,11 @@ COMMAND_LEVELS: Final[Mapping[str, int]] = {
 NUMBERED_LEVEL: Final = COMMAND_LEVELS["open_session"]
 """For commands with a session. Load-bearing: an older member would apply a repeated one again."""
 
+KEPT_HASH_LEVEL: Final = 3
+"""From this level of the cluster on, HashKV is the hash of all that is kept. Before, it is that of
+the keys at the revision, since older members answer that: members stay comparable by it while a
+cluster is upgraded node by node."""
+
 DIGESTS_LEVEL: Final = 3
 """From here on the state names the digests of its databases: an older version would change rows
 without counting them."""

@@ -1065,7 +1065,7 @@ class HashAsk(_message.Message):
     round: _builtins.int
     revision: _builtins.int
     index: _builtins.int
-    """Applied index as of which it is asked. From level 3 on; nobody sets it yet."""
+    """Applied index as of which it is asked. From level 3 on."""
     def __init__(
         self,
         *,
@@ -1096,8 +1096,8 @@ class HashWord(_message.Message):
     """False if the state has not reached the revision, or does not keep it any more."""
     hash: _builtins.int
     index: _builtins.int
-    """From level 3 on; nobody sets these three yet. The applied index that was asked for, a digest of each part of the state as
-    of it, and whether compacted changes are all removed.
+    """From level 3 on. The applied index that was asked for, a digest of each part of the state as of it, in the order of
+    pipeline/moments.py, and whether compacted changes are all removed.
     """
     tidy: _builtins.bool
     @_builtins.property

@@ -1,19 +1,29 @@
 """A node whose data differs is found, told apart and replaced, while the others serve."""
 
 import asyncio
+import contextlib
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 
 import grpc
 import pytest
 from grpc_health.v1 import health_pb2
-from support.cluster import CALL_S_MAX, crash, data_file, raw_call, wait_said, wait_until, writing
+from support.cluster import (
+    CALL_S_MAX,
+    START_S_MAX,
+    crash,
+    data_file,
+    raw_call,
+    wait_said,
+    wait_until,
+    writing,
+)
 
 from kvbench.cluster import Cluster, Node
 from kvclient.errors import BadTransferee, CorruptCluster, KvError
 from kvserver.mvcc.keyvalue import decode_row, encode_row
 from kvserver.storage.env import LmdbStorage
-from kvserver.storage.schema import KV
+from kvserver.storage.schema import KEY_HISTORY, KV, LEASE, SESSION, Database
 
 pytestmark = pytest.mark.cluster
 
@@ -43,6 +53,16 @@ def spoil(node: Node) -> None:
     assert stored is not None
     wrong = decode_row(stored)._replace(value=b"wrong")
     txn.put(KV, MARK.encode(), encode_row(wrong))
+    storage.commit()
+    storage.close()
+
+
+def lose(node: Node, db: Database) -> None:
+    """Remove a row of a stopped node as if it had never been written."""
+    storage = LmdbStorage(data_file(node).parent)
+    txn = storage.writer()
+    key, value = next(txn.scan(db))
+    assert txn.delete_value(db, key, value) if db.many else txn.delete(db, key)
     storage.commit()
     storage.close()
 
@@ -113,6 +133,35 @@ async def test_a_standby_that_differs_is_told_apart_and_replaced(
         assert "Traceback" not in node.log.read_text()
 
 
+@pytest.mark.parametrize("db", [SESSION, LEASE, KEY_HISTORY], ids=lambda db: db.name.decode())
+async def test_a_standby_that_lacks_a_row_that_nobody_reads_is_found(
+    cluster: Cluster, db: Database
+) -> None:
+    """A lost session, for example, lets a write be applied twice, after a failover."""
+    active = await cluster.active()
+    hurt, sound = cluster.others(active)
+    await wait_said(active, "compare.done")
+    await crash(hurt)
+    lose(hurt, db)
+    hurt.start()
+    await wait_said(hurt, "node.disqualified")
+    told = active.log.read_text()
+    assert f"database={db.name.decode()} nodes={hurt.name}" in told
+    assert await alarms(cluster) == [hurt.name]
+    assert await serves_as_standby(sound)
+
+
+async def move_leader(cluster: Cluster, target: Node) -> None:
+    """To one that has just started, as soon as its state is verified."""
+    member = (await cluster.control.status(target.client)).member_id
+    async with asyncio.timeout(START_S_MAX):
+        while True:
+            with contextlib.suppress(BadTransferee):
+                await cluster.control.move_leader(member, timeout_s=CALL_S_MAX)
+                return
+            await asyncio.sleep(0.05)
+
+
 async def test_an_active_that_differs_hands_over(tmp_path: Path) -> None:
     async with Cluster(tmp_path, options=[NEVER]) as cluster:
         active = await with_a_mark(cluster)
@@ -125,10 +174,9 @@ async def test_an_active_that_differs_hands_over(tmp_path: Path) -> None:
         await cluster.wait_in_step()
         async with writing(cluster, writers=4) as writers:
             await writers.flow()
-            status = await cluster.control.status(hurt.client)
-            await cluster.control.move_leader(status.member_id, timeout_s=CALL_S_MAX)
+            await move_leader(cluster, hurt)
             await wait_said(hurt, "node.disqualified")
-            await wait_said(hurt, "its state differs from that of others")
+            await wait_said(hurt, "its state must not be served: disqualified")
             await writers.flow()
         found = await cluster.control.get(MARK, timeout_s=CALL_S_MAX)
         assert found is not None

@@ -6,6 +6,7 @@ from support.sim_network import Observer
 from support.simulation import Cluster, SimNode
 
 from kvpb.raft_pb2 import HardState, PeerMessage
+from kvserver.pipeline.moments import NAMES, OWN_PACE, Moments
 from kvserver.raft.election import quorum
 from kvserver.raft.entry import MemberId
 from kvserver.raft.membership import Configuration
@@ -85,6 +86,8 @@ class Promises(Observer):
         self._committed_in: dict[int, int] = {}
         """By index: a term by which it was committed."""
         self._newest = 0
+        self._compared: dict[tuple[int, str], int] = {}
+        """Digests by index and database, as the first member had them."""
         cluster.observer = self
         cluster.on_turned = self.turned
         cluster.on_finished = self.finished
@@ -221,7 +224,22 @@ class Promises(Observer):
                 raise ViolationError(f"{batch!r} applied twice")
             if status.leading:
                 history.acknowledged.setdefault(batch, index)
+        new = {index for index, _, _ in machine.applied[self._applied[id(node)] :]}
+        self._check_moments(node, new)
         self._applied[id(node)] = len(machine.applied)
         index, digest = machine.applied_index, machine.digest
         if history.digests.setdefault(index, digest) != digest:
             raise ViolationError(f"the state of {node.name} at {index} differs")
+
+    def _check_moments(self, node: SimNode, new: set[int]) -> None:
+        """What members compare is equal: else one of them would get an alarm for nothing."""
+        moments: Moments | None = getattr(node.machine, "moments", None)  # a whole node has some
+        if moments is None or moments.newest is None or node.storage.damaged:
+            return
+        for index in new | {moments.newest.index}:
+            moment = moments.get(index)
+            for name, digest in zip(NAMES, moment.digests if moment else (), strict=False):
+                if name in OWN_PACE and moment and not moment.tidy:
+                    continue
+                if self._compared.setdefault((index, name), digest) != digest:
+                    raise ViolationError(f"the database {name} of {node.name} at {index} differs")

@@ -170,6 +170,7 @@ class WholeNode(SimNode):
             raft_status=lambda: self.status, on_failure=self._fail, watches=self._watches,
             lessor=self.lessor,
             clock=self.cluster.clock, newest_revision=lambda: self.machine.revision,
+            feature_level=lambda: self.machine.feature_level,
             compacted_to=lambda: self.machine.compacted_to, make_backup=_no_backup,
             alarms=self.machine.alarms, quota_bytes=GIB,
             defragment=lambda done: self._in_turn(lambda: self.engine.defragment(done)),

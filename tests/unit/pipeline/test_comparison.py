@@ -15,6 +15,7 @@ from kvserver.mvcc.store import Writer
 from kvserver.pipeline import comparison
 from kvserver.pipeline.alarms import Alarm, Alarms, raising
 from kvserver.pipeline.comparison import Comparison, odd_ones
+from kvserver.pipeline.moments import Moment, Moments
 from kvserver.pipeline.roster import Roster
 from kvserver.raft.entry import MemberId
 from kvserver.raft.membership import Configuration
@@ -87,9 +88,11 @@ class Bench:
         writer.flush()
         self.storage.commit()
         self.revision = writer.revision
+        self.moments = Moments()
+        self.moments.add(Moment(1, self.revision, tidy=True))
         parts: dict[str, Any] = {
             "alarms": self.alarms, "role": self.role, "roster": self.roster, "proposer": self,
-            "status": lambda: self.status, "revision": lambda: self.revision, "say": self.say,
+            "status": lambda: self.status, "moments": self.moments, "say": self.say,
             "on_event": lambda name, **_: self.events.append(name), "on_damage": self.fail,
         }  # fmt: skip
         self.comparison = Comparison(A, self.storage, SystemClock(), **parts)
@@ -114,7 +117,10 @@ class Bench:
             self.comparison.heard(member, PeerMessage(hash_word=word))
 
     async def propose(self, command: Command) -> None:
-        self.alarms.change(self.storage.writer(), command.change_alarm)
+        assert self.moments.newest is not None
+        self.moments.add(Moment(self.moments.newest.index + 1, self.revision, tidy=True))
+        if command.HasField("change_alarm"):
+            self.alarms.change(self.storage.writer(), command.change_alarm)
 
     async def run(self, *, until: str = "compare.done", times: int = 1) -> None:
         task = asyncio.create_task(self.comparison.run(0.02, self.stop))
@@ -174,7 +180,12 @@ async def test_all_are_named_before_the_active_may_hand_over(
     bench.answers = {B: 1, C: 2}
     named: list[int] = []
 
+    plain = bench.propose
+
     async def propose(command: Command) -> None:
+        if not command.HasField("change_alarm"):
+            await plain(command)
+            return
         named.append(command.change_alarm.request.memberID)
         while len(named) < 3:
             await asyncio.sleep(0.001)
@@ -205,6 +216,15 @@ async def test_a_late_answer_does_not_count(bench: Bench) -> None:
     bench.answers = {B: 0, C: 0}
     await bench.run(times=1)
     word = HashWord(round=asks(bench)[-1] - 1, known=True, hash=1)
+    bench.comparison.heard(C, PeerMessage(hash_word=word))
+    assert bench.comparison._words[C].hash == bench.hash
+
+
+async def test_an_answer_to_the_process_before_this_one_does_not_count(bench: Bench) -> None:
+    """Which has numbered its rounds alike, but has asked about another entry."""
+    bench.answers = {B: 0, C: 0}
+    await bench.run(times=1)
+    word = HashWord(round=asks(bench)[-1], known=True, hash=1, index=1_000)
     bench.comparison.heard(C, PeerMessage(hash_word=word))
     assert bench.comparison._words[C].hash == bench.hash
 
