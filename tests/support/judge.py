@@ -27,7 +27,7 @@ from support.served import NAME, TERM, Machine, Sound, batch_of
 from support.verifying import VerifyingProcess
 
 from kvpb.raft_pb2 import HardState
-from kvserver.errors import NodeError
+from kvserver.errors import DataDirError
 from kvserver.raft.entry import REGULAR
 from kvserver.raft.identity import check_name, load_identity, refuse_lost_identity
 from kvserver.raft.journal import DurableJournal
@@ -108,9 +108,10 @@ class Judge:
                     self._replay()
                 self._step("verify")
                 self._verifying.verify()
-        except (NodeError, WrongError):
+        except (DataDirError, WrongError):
             raise
-        except Exception:  # a node looks whether there is damage behind it
+        except Exception:  # a node looks whether there is damage behind it, or starts over: in the
+            # end it begins with the verification
             self._step("verify")
             self._verifying.verify()
             raise
