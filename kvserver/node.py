@@ -14,7 +14,7 @@ from kvserver.api.door import Door
 from kvserver.api.server import ApiServer
 from kvserver.clock import Clock
 from kvserver.config import QUOTA_BYTES_ADVISED_MAX, Config, parse_address
-from kvserver.errors import ExitCode, LostDiskError, NodeError
+from kvserver.errors import DiskError, ExitCode, LostDiskError, NodeError
 from kvserver.mvcc.history import Change
 from kvserver.mvcc.leases import LeaseChange
 from kvserver.opening import Opened, open_node
@@ -95,10 +95,9 @@ class Node:
         self._opened = opened = await open_node(self._config, self._stop, self._event)
         try:
             return await self._serve(opened)
-        except NodeError:
-            raise
         except Exception as error:
-            if not self._verifier.verified:
+            known = isinstance(error, NodeError) and not isinstance(error, DiskError)
+            if not known and not self._verifier.verified:
                 await damage_behind(error, opened.storage.folder)
             raise
 

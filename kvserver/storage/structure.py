@@ -1,10 +1,12 @@
 """Whether the pages of an LMDB file fit together: a reading of its bytes, safe on any bytes.
 
 `lmdb.verify` does most of it. It calls two things damage that a sound file of LMDB 0.9 may hold,
-and does not look at the separators that lead a search; `_Walk` mends that.
+does not look at the separators that lead a search, and passes over numbers that only matter when a
+page is written the next time; `_Walk` mends that.
 """
 
-from collections.abc import Iterator
+import struct
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -18,6 +20,16 @@ _HEADER_BYTES: Final = 16
 _POINTER_BYTES: Final = 2
 _NODE_BYTES: Final = 8
 _KEY_SIZE_AT: Final = 6
+_NODE: Final = struct.Struct("<HHHH")
+"""Low and high half of the size of the data (of a branch: of the page), flags, size of the key."""
+
+_BIG_DATA: Final = 1
+"""Flag: the data lies on pages of its own, the node holds the number of the first."""
+
+_LEAF_FLAGS: Final = 7
+_PAGE_NUMBER_BYTES: Final = 8
+_DUPLICATES: Final = "[dup@"
+"""In the name of a tree of the values of one key."""
 
 Bounds = tuple[bytes | None, bytes | None]
 """Of the keys below a page, `[lo, hi)`; None for none."""
@@ -48,6 +60,7 @@ class _Walk(_Verifier):
 
     def _walk_branch(self, ctx: dict[str, Any], pgno: int, buf: bytes, depth: int) -> None:
         """A search goes by separators: each must lie between the keys on its two sides."""
+        self._check_nodes(ctx["name"], pgno, buf, branch=True)
         lo, hi = self._bounds
         separators = [key for _, key in self._keys(buf)][1:]
         self._below.append(zip([lo, *separators], [*separators, hi], strict=True))
@@ -63,15 +76,59 @@ class _Walk(_Verifier):
             self.err(f"{ctx['name']} DB: keys of leaf page {pgno} lie before its separator")
         if keys and hi is not None and compare(keys[-1], hi) >= 0:
             self.err(f"{ctx['name']} DB: keys of leaf page {pgno} lie behind the next separator")
+        self._check_nodes(ctx["name"], pgno, buf, duplicates=_DUPLICATES in ctx["name"])
         super()._walk_leaf(ctx, pgno, buf)
+
+    def _walk_subpage(
+        self, ctx: dict[str, Any], pgno: int, i: int, buf: bytes, doff: int, dsize: int
+    ) -> Any:
+        page = buf[doff : doff + dsize]
+        if len(page) >= _HEADER_BYTES:
+            self._check_nodes(f"{ctx['name']}{_DUPLICATES}", pgno, page, duplicates=True)
+        return super()._walk_subpage(ctx, pgno, i, buf, doff, dsize)
+
+    def _check_nodes(
+        self, name: str, pgno: int, page: bytes, *, branch: bool = False, duplicates: bool = False
+    ) -> None:
+        """The nodes of a page fill its end without gaps, and hold nothing that nobody reads.
+
+        Reads work without that. But the engine copies nodes by these sizes when it moves them.
+        """
+        spans, flaws = [], set()
+        for number, at in enumerate(self._pointers(page)):
+            if at + _NODE_BYTES > len(page):
+                return  # the library reports it
+            low, high, flags, key_bytes = _NODE.unpack_from(page, at)
+            data_bytes = 0 if branch else low | high << 16
+            if branch and not number and key_bytes:
+                flaws.add("a key before its first child")
+            if duplicates and (data_bytes or flags):
+                flaws.add("a value that has one itself")
+            if not branch and flags & ~_LEAF_FLAGS:
+                flaws.add("unknown flags")
+            held = _PAGE_NUMBER_BYTES if not branch and flags & _BIG_DATA else data_bytes
+            spans.append((at, _NODE_BYTES + key_bytes + held + 1 & ~1))
+        end = self._pg_upper(page, 0)
+        for at, size in sorted(spans):
+            if at != end:
+                flaws.add("gaps between its nodes, or nodes in one another")
+            end = at + size
+        if end != len(page):
+            flaws.add("nodes that do not fill it")
+        for flaw in sorted(flaws):
+            self.err(f"{name} DB: page {pgno} has {flaw}")
+
+    def _pointers(self, page: bytes) -> Sequence[int]:
+        count = max(0, self._numkeys(self._pg_lower(page, 0)))
+        count = min(count, (len(page) - _HEADER_BYTES) // _POINTER_BYTES)
+        return struct.unpack_from(f"<{count}H", page, _HEADER_BYTES)
 
     def _keys(self, buf: bytes, *, ends_only: bool = False) -> Iterator[tuple[int, bytes]]:
         """Keys of a page, or the first and the last one: as far as they lie in it."""
-        count = max(0, self._numkeys(self._pg_lower(buf, 0)))
-        count = min(count, (len(buf) - _HEADER_BYTES) // _POINTER_BYTES)
-        ends = sorted({0, count - 1}) if count else []
-        for number in ends if ends_only else range(count):
-            at = self._node_off(buf, 0, number)
+        pointers = self._pointers(buf)
+        if ends_only and pointers:
+            pointers = (pointers[0], pointers[-1])
+        for number, at in enumerate(pointers):
             size = int.from_bytes(buf[at + _KEY_SIZE_AT : at + _NODE_BYTES], "little")
             yield number, bytes(buf[at + _NODE_BYTES : at + _NODE_BYTES + size])
 

@@ -11,6 +11,7 @@ from support.sim_disk import SimClock
 from kvpb.raft_pb2 import PeerMessage, PublishMember
 from kvserver.raft.engine import RaftEngine
 from kvserver.raft.entry import MemberId
+from kvserver.raft.identity import NotMember
 from kvserver.raft.ports import Timings
 from kvserver.raft.status import Connected, Disconnected, Received
 
@@ -47,6 +48,10 @@ class Station(Protocol):
     @property
     def attributes(self) -> PublishMember:
         """What it says about itself."""
+        ...
+
+    def called_no_member(self, *, called: bool) -> None:
+        """A peer refuses it as no member, or keeps a connection to it."""
         ...
 
 
@@ -233,7 +238,11 @@ class Network:
                 node.events.append(("peer.rejected", {"reason": reason}))
                 self.refused_until[frozenset((source, target))] = self.clock.now + REFUSED_S
                 self.disconnect(source, target)
+                if isinstance(reason, NotMember) and source in self.nodes:
+                    self.nodes[source].called_no_member(called=True)
                 return
+            if source in self.nodes:
+                self.nodes[source].called_no_member(called=False)
             if (target, source) in self.stale:
                 self._tell_gone(target, source, replaced=True)
             self.believed.add((target, source))

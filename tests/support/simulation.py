@@ -17,7 +17,7 @@ from support.sim_log import Log, Queue
 from support.sim_network import NEVER, Network
 
 from kvpb.raft_pb2 import Member, PeerMessage, PublishMember
-from kvserver.errors import DataDirError, DiskError
+from kvserver.errors import DiskError
 from kvserver.mvcc.leases import LeaseChange
 from kvserver.raft.engine import RaftEngine
 from kvserver.raft.entry import MemberId
@@ -150,6 +150,9 @@ class SimNode:
 
     def on_members(self, configuration: Configuration) -> None:
         """Another configuration is in force."""
+
+    def called_no_member(self, *, called: bool) -> None:
+        """A peer refuses it as no member, or keeps a connection to it."""
 
     def before_turn(self) -> None:
         """Called first in a turn."""
@@ -352,8 +355,9 @@ class Cluster(Network):
     def _run_node(self, node: SimNode) -> None:
         try:
             self._run_sound(node)
-        except DataDirError:
-            if self.on_damage is None:
+        except Exception:
+            # whatever trips over damage: the node looks for damage behind it before it ends
+            if node.storage.damaged is None or self.on_damage is None:
                 raise
             self.on_damage(node)
 

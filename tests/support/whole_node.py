@@ -206,6 +206,9 @@ class WholeNode(SimNode):
     def on_members(self, configuration: Configuration) -> None:
         self.roster.set_members(configuration)
 
+    def called_no_member(self, *, called: bool) -> None:
+        self.role.set_removed(called)
+
     def before_turn(self) -> None:
         reads = self.reader.take()
         if reads:
