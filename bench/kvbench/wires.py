@@ -199,8 +199,9 @@ async def _pass_on(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, w
         while chunk := await reader.read(CHUNK_BYTES):
             await wire.carry()
             with contextlib.suppress(ConnectionError):  # of that its sender hears the other way
-                writer.write(chunk)
-                await writer.drain()
+                if not writer.is_closing():  # uvloop calls a write after that a bug
+                    writer.write(chunk)
+                    await writer.drain()
     await wire.carry()
     writer.transport.abort()
 

@@ -7,9 +7,10 @@ from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 
 import pytest
+import uvloop
 
 from kvbench.ports import LOOPBACK, Ports
-from kvbench.wires import WireEnd, Wires
+from kvbench.wires import WireEnd, Wires, _pass_on, _Wire
 from kvpb.raft_pb2 import Hello, PeerMessage, PublishMember
 
 SOON_S = 0.1
@@ -119,3 +120,34 @@ async def test_a_reset_is_told_to_both(stage: Stage) -> None:
                 pass
     writer.close()
     far_writer.close()
+
+
+def test_what_is_said_to_one_that_is_gone_is_dropped() -> None:
+    """On the loop that the bench runs on, where a write to a closed connection is no OSError."""
+
+    async def say_after_the_end() -> None:
+        accepted = asyncio.Event()
+
+        async def accept(_: asyncio.StreamReader, far: asyncio.StreamWriter) -> None:
+            far.transport.abort()
+            accepted.set()
+
+        server = await asyncio.start_server(accept, LOOPBACK, 0)
+        _, writer = await asyncio.open_connection(*server.sockets[0].getsockname())
+        writer.transport.abort()
+        await accepted.wait()  # some turns of the loop: the handle is closed by then
+        await asyncio.sleep(0)
+        said = asyncio.StreamReader()
+        said.feed_data(b"anybody there?")
+        said.feed_eof()
+        wire = _Wire()
+        wire.whole.set()
+        try:
+            async with asyncio.timeout(WAIT_S_MAX):
+                await _pass_on(said, writer, wire)
+        finally:
+            server.close()
+            await server.wait_closed()
+
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        runner.run(say_after_the_end())
