@@ -128,6 +128,7 @@ async def test_a_standby_that_differs_is_told_apart_and_replaced(
         await writers.flow()
     await writers.verify(cluster)
     assert await alarms(cluster) == []
+    await cluster.wait_verified(hurt)
     assert await serves_as_standby(hurt)
     for node in cluster.nodes:
         assert "Traceback" not in node.log.read_text()

@@ -183,6 +183,7 @@ async def test_a_node_moves_to_another_address(
         for each in cluster.nodes:
             each.start()
         await cluster.wait_in_step()
+        await cluster.wait_verified(*cluster.nodes)
         await client.move_leader(member.id)
         assert await cluster.wait_in_step() is node
         await writers.flow()
