@@ -65,7 +65,7 @@ class RoleMachine:
         """Of this term; None while unknown or suspected."""
         self.leads = False
         """This node decides what enters the log, whether it may serve or not."""
-        self._fitness = Fitness()
+        self._fitness = Fitness(trusted=True)  # it has met nobody yet
         self._removed = False
 
     @property
@@ -77,6 +77,11 @@ class RoleMachine:
     def obstacle(self) -> str | None:
         """Why this node serves nobody, for a reason of its own."""
         return self._retired or self._obstacle
+
+    @property
+    def trusted(self) -> bool:
+        """True if what this node holds may be served unverified, as far as is known."""
+        return self._fitness.trusted
 
     @property
     def removed(self) -> bool:

@@ -7,6 +7,7 @@ ended. What the log holds is read too, by this process, with long rests. Main th
 import asyncio
 import contextlib
 import json
+import os
 import signal
 import sys
 from asyncio.subprocess import DEVNULL, PIPE, Process
@@ -30,11 +31,12 @@ RETRY_S: Final = 10.0
 FAILURES_MAX: Final = 2
 """A node whose system starts no process for it, or ends them, must be verified all the same."""
 
-SOON_NICE: Final = 5
-"""Of the process, while the node waits for it: nodes that serve on the same cores come first."""
+CALM_NICE: Final = 19
+"""Of the process while nobody needs its result soon: whatever serves on the same cores comes first,
+and still it is done within the minute. Without load it makes no difference."""
 
-LATER_NICE: Final = 19
-"""When nobody waits."""
+LOOK_S: Final = 0.1
+"""How often it is looked whether somebody needs it."""
 
 _DAMAGE_SIGNALS: Final = frozenset(
     {signal.SIGSEGV, signal.SIGBUS, signal.SIGABRT, signal.SIGFPE, signal.SIGILL}
@@ -57,15 +59,19 @@ class VerificationFailedError(NodeError):
 
 
 async def verify_once(
-    storage: LmdbStorage, *, nice: int, stop: asyncio.Event, on_progress: Callable[[float], object]
+    storage: LmdbStorage,
+    *,
+    stop: asyncio.Event,
+    on_progress: Callable[[float], object] = lambda _: None,
+    urgent: Callable[[], bool] = lambda: True,
 ) -> Verified | None:
     """Have the newest commit of a storage verified.
 
     Args:
         storage: in use; it may be written meanwhile, and its file grows by what is.
-        nice: of the process, as the system counts it.
         stop: ends it early.
         on_progress: told which part of the rows is read, from 0 to 1.
+        urgent: whether somebody waits for the result; once nobody does, it is done calmly.
 
     Returns:
         What was counted; None if it was told to stop.
@@ -77,18 +83,18 @@ async def verify_once(
     reading = storage.read()
     with reading:  # no page of the commits since is written again while this is open
         folder = reading.environment.folder
-        return await verify_folder(folder, nice=nice, stop=stop, on_progress=on_progress)
+        return await verify_folder(folder, stop=stop, on_progress=on_progress, urgent=urgent)
 
 
 async def verify_folder(
     folder: Path,
     *,
-    nice: int = 0,
     stop: asyncio.Event,
     on_progress: Callable[[float], object] = lambda _: None,
+    urgent: Callable[[], bool] = lambda: True,
 ) -> Verified | None:
     """The same for an environment that nobody writes."""
-    command = ["-P", "-m", "kvserver.storage.verification", str(folder), f"--nice={nice}"]
+    command = ["-P", "-m", "kvserver.storage.verification", str(folder)]
     try:
         process = await asyncio.create_subprocess_exec(
             sys.executable, *command, stdin=PIPE, stdout=PIPE, stderr=DEVNULL
@@ -96,11 +102,9 @@ async def verify_folder(
     except OSError as error:
         raise VerificationFailedError(f"no process can be started ({error})") from error
     listening = asyncio.create_task(_listen(process, on_progress))
-    stopping = asyncio.create_task(stop.wait())
     try:
-        await asyncio.wait({listening, stopping}, return_when=asyncio.FIRST_COMPLETED)
+        await _attend(process, listening, stop, urgent)
     finally:
-        stopping.cancel()
         with contextlib.suppress(ProcessLookupError):
             process.kill()  # what it has said is read all the same
         told = await listening
@@ -108,6 +112,19 @@ async def verify_folder(
     if told is None and stop.is_set():
         return None
     return _result(told, code, str(folder))
+
+
+async def _attend(
+    process: Process, listening: "asyncio.Task[object]", stop: asyncio.Event,
+    urgent: Callable[[], bool],
+) -> None:  # fmt: skip
+    """Until it has said all, or is to stop."""
+    calm = False
+    while not listening.done() and not await stopped(stop, 0 if stop.is_set() else LOOK_S):
+        if not calm and not urgent():
+            calm = True
+            with contextlib.suppress(OSError):  # it may have ended
+                os.setpriority(os.PRIO_PROCESS, process.pid, CALM_NICE)
 
 
 async def verify_inside(
@@ -175,12 +192,13 @@ def _result(told: dict[str, Any] | None, code: int, folder: str) -> Verified:
 class Verifier:
     """Verifies one node's state, again and again."""
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - its neighbours, handed in
         self,
         storage: LmdbStorage,
         clock: Clock,
         *,
         verified: bool,
+        urgent: Callable[[], bool],
         on_sound: Callable[[int, Verified], object],
         on_damage: Callable[[NodeError], object],
         on_event: Callable[..., None],
@@ -191,12 +209,14 @@ class Verifier:
             storage: of the node.
             clock: of the node.
             verified: nobody needs to read the state that is there now.
+            urgent: whether this node serves, or may have to serve, an unverified state.
             on_sound: told the `generation` that a pass has found to be sound, and what it counted.
             on_damage: told once what is damaged; nothing is done after that.
             on_event: log.
         """
         self._storage = storage
         self._clock = clock
+        self._urgent = urgent
         self._on_sound = on_sound
         self._on_damage = on_damage
         self._event = on_event
@@ -276,11 +296,11 @@ class Verifier:
         """By a process of its own; after failures of that within this one, if somebody waits."""
         if not self.verified and self._failures >= FAILURES_MAX:
             return await verify_inside(self._storage, stop=stop, on_progress=self._make_progress)
-        nice = LATER_NICE if self.verified else SOON_NICE
         try:
             found = await verify_once(
-                self._storage, nice=nice, stop=stop, on_progress=self._make_progress
-            )
+                self._storage, stop=stop, on_progress=self._make_progress,
+                urgent=lambda: not self.verified and self._urgent(),
+            )  # fmt: skip
         except VerificationFailedError:
             self._failures += 1
             raise

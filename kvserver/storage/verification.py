@@ -1,6 +1,6 @@
 """Verification: whether the file of a state holds what was written to it, found out by reading it.
 
-    python -m kvserver.storage.verification FOLDER [--nice N]
+    python -m kvserver.storage.verification FOLDER
 
 The structure comes first, read byte by byte without the engine (`lmdb.verify`): every page is found
 once, in order, and counted, or is free, and no page is both. So no page is missing, of an older
@@ -122,9 +122,7 @@ def main() -> None:
     """Entry point."""
     parser = argparse.ArgumentParser(description="verify the state of a node")
     parser.add_argument("folder", type=Path)
-    parser.add_argument("--nice", type=int, default=0)
     given = parser.parse_args()
-    os.nice(given.nice)
     _end_with_parent()
     run(given.folder)
 

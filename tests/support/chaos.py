@@ -407,7 +407,8 @@ class Chaos:
                 index = node.machine.applied_of(txn)
                 rows = {db.name: list(txn.scan(db)) for db in DATABASES if db.replicated}
             rows[META.name] = [row for row in rows[META.name] if row[0] not in NODE_LOCAL]
-            name, first = seen.setdefault(index, (node.name, rows))
+            # who was taken in and has applied nothing yet knows the members as it was welcomed
+            name, first = seen.setdefault(index, (node.name, rows)) if index[0] else ("", rows)
             for table, found in rows.items():
                 if found != first[table]:
                     raise ViolationError(

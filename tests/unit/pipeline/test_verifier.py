@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import os
 import signal
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -56,7 +57,7 @@ class Watched:
         self.news = asyncio.Event()
         self.stop = asyncio.Event()
         self.verifier = Verifier(
-            storage, SystemClock(), verified=storage.fresh,
+            storage, SystemClock(), verified=storage.fresh, urgent=lambda: True,
             on_sound=lambda *found: self._note(self.sound, found),
             on_damage=lambda error: self._note(self.damage, error),
             on_event=lambda name, **fields: self._note(self.told, (name, fields)),
@@ -216,6 +217,8 @@ class Process:
         self.code = code
         self.killed = False
 
+    pid = 0
+
     @property
     def stdout(self) -> AsyncIterator[bytes]:
         return self._said()
@@ -240,9 +243,7 @@ async def outcome(
     monkeypatch.setattr(asyncio, "create_subprocess_exec", start)
     storage = LmdbStorage(folder)
     try:
-        return await verify_once(
-            storage, nice=0, stop=asyncio.Event(), on_progress=lambda part: None
-        )
+        return await verify_once(storage, stop=asyncio.Event(), on_progress=lambda part: None)
     finally:
         storage.close()
 
@@ -271,7 +272,7 @@ async def test_told_to_stop_it_ends_the_process(tmp_path: Path) -> None:
     storage = filled(tmp_path)
     stop = asyncio.Event()
     stop.set()
-    found = await verify_once(storage, nice=0, stop=stop, on_progress=lambda part: None)
+    found = await verify_once(storage, stop=stop, on_progress=lambda part: None)
     assert found is None
     storage.close()
 
@@ -286,8 +287,22 @@ async def test_it_tells_how_far_it_is(tmp_path: Path, monkeypatch: pytest.Monkey
     monkeypatch.setattr(asyncio, "create_subprocess_exec", start)
     storage = LmdbStorage(tmp_path)
     with pytest.raises(VerificationFailedError):
-        await verify_once(storage, nice=0, stop=asyncio.Event(), on_progress=parts.append)
+        await verify_once(storage, stop=asyncio.Event(), on_progress=parts.append)
     assert parts == [0.0, 0.25]
+    storage.close()
+
+
+@pytest.mark.parametrize("urgent", [True, False])
+async def test_it_is_done_calmly_when_nobody_waits_for_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, urgent: bool
+) -> None:
+    monkeypatch.setattr(module, "LOOK_S", 0.001)
+    calmed: list[tuple[int, int]] = []
+    monkeypatch.setattr(os, "setpriority", lambda _, pid, nice: calmed.append((pid, nice)))
+    storage = filled(tmp_path)
+    found = await verify_once(storage, stop=asyncio.Event(), urgent=lambda: urgent)
+    assert found is not None
+    assert [nice for _, nice in calmed] == ([] if urgent else [module.CALM_NICE])
     storage.close()
 
 
