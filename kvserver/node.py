@@ -377,7 +377,7 @@ class Node:
         self._opened.data_dir.note_verified()
 
         def tell() -> None:
-            self._opened.storage.learn_digests(found.transaction, found.digests)
+            self._opened.storage.learn_digests(found.folder, found.transaction, found.digests)
             self._engine.set_verified(generation)
 
         self._thread.call(tell)

@@ -49,6 +49,8 @@ class Verified:
     """What a verification that found nothing has counted."""
 
     rows: int
+    folder: Path
+    """Of the environment that was read."""
     transaction: int
     """Number of the commit that was read."""
     digests: Digests = field(default_factory=dict)
@@ -111,7 +113,7 @@ async def verify_folder(
         code = await process.wait()
     if told is None and stop.is_set():
         return None
-    return _result(told, code, str(folder))
+    return _result(told, code, folder)
 
 
 async def _attend(
@@ -146,7 +148,7 @@ async def verify_inside(
             on_progress(check.rows / check.total)
             if stop.is_set():
                 return None
-        return Verified(check.rows, txn.number, check.counted)
+        return Verified(check.rows, path.parent, txn.number, check.counted)
 
 
 async def damage_behind(error: Exception, folder: Path) -> None:
@@ -175,7 +177,7 @@ async def _listen(
     return None
 
 
-def _result(told: dict[str, Any] | None, code: int, folder: str) -> Verified:
+def _result(told: dict[str, Any] | None, code: int, folder: Path) -> Verified:
     if told is None:
         if -code in _DAMAGE_SIGNALS:
             name = signal.Signals(-code).name
@@ -186,7 +188,7 @@ def _result(told: dict[str, Any] | None, code: int, folder: str) -> Verified:
     if "failed" in told:
         raise VerificationFailedError(told["failed"])
     digests = {db: told["digests"][db.name.decode()] for db in DIGESTED}
-    return Verified(told["rows"], told["transaction"], digests)
+    return Verified(told["rows"], folder, told["transaction"], digests)
 
 
 class Verifier:

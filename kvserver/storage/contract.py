@@ -193,10 +193,6 @@ class Storage(Protocol):
         """From the next commit on the state names the digests of its databases, once known."""
         ...
 
-    def learn_digests(self, transaction: int, counted: Digests) -> None:
-        """Take over what was counted of a state that named none: the rows as of a transaction."""
-        ...
-
     def commit(self, *, durable: bool = False) -> bool:
         """Make the open changes visible and lasting; False if there were none.
 

@@ -72,13 +72,18 @@ class Ledger:
     state was opened, so that the sums of any later moment can be told once those of one moment are.
     """
 
-    def __init__(self, known: Digests | None) -> None:
-        """Begin with the digests of an opened state; None if it has none."""
+    def __init__(self, known: Digests | None, transaction: int = 0) -> None:
+        """Begin with an opened state.
+
+        Args:
+            known: its digests, None if it names none.
+            transaction: number of its newest commit.
+        """
         self.known = known is not None
         self.sums: dict[Database, int] = dict(known or dict.fromkeys(DIGESTED, 0))
         """Invariant: equals the sums over the rows that the open transaction sees if `known`, and
         else their change since the opening, modulo 2**64."""
-        self._changed_by: dict[int, dict[Database, int]] = {}
+        self._changed_by: dict[int, dict[Database, int]] = {transaction: dict(self.sums)}
         """While unknown: transaction -> sums at its commit."""
 
     def settle(self, transaction: int) -> None:
@@ -90,12 +95,12 @@ class Ledger:
         """Somebody has counted the rows as of a committed transaction.
 
         Args:
-            transaction: its number; of one from before the opening nothing has changed since.
+            transaction: its number; nothing can be learned from one before the opening.
             counted: sums over all its rows.
         """
-        if self.known:
+        then = self._changed_by.get(transaction)
+        if self.known or then is None:
             return
-        then = self._changed_by.get(transaction, dict.fromkeys(DIGESTED, 0))
         for db in DIGESTED:
             self.sums[db] = (self.sums[db] - then[db] + counted[db]) & MASK
         self.known = True

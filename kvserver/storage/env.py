@@ -49,8 +49,7 @@ _FORMAT_KEY: Final = b"format"
 _FORMAT: Final = struct.Struct(">I")
 _GENERATION_KEY: Final = b"generation"
 _GENERATION: Final = struct.Struct(">I")
-_GENERATION_UNNAMED: Final = 2
-"""Of environments without that row."""
+_GENERATION_UNNAMED: Final = 2  # of environments without that row
 
 _LOG_KEY: Final = b"log"
 _LOG: Final = struct.Struct(">QQ")
@@ -338,23 +337,29 @@ class LmdbStorage:
         if self._environment.fresh:
             return Ledger(dict.fromkeys(DIGESTED, 0))
         with self.read() as txn:
-            return Ledger(txn.digests())
+            return Ledger(txn.digests(), txn.number)
 
     def keep_digests(self) -> None:
         """From the next commit on the state names its digests, as soon as they are known.
 
-        Not before all versions that may open it keep them too: who writes and does not count leaves
-        digests that look like damage.
+        Not before all versions that may open it keep them too: else they would look like damage.
         """
         self._keeps_digests = True
 
-    def learn_digests(self, transaction: int, counted: Digests) -> None:
-        """Take over what was counted of a state that named none: the rows as of a transaction."""
-        self._ledger.learn(transaction, counted)
+    def learn_digests(self, folder: Path, transaction: int, counted: Digests) -> None:
+        """Take over what was counted of a state that named none.
+
+        Args:
+            folder: of the environment that was read; of another one nothing is learned.
+            transaction: the commit that was read.
+            counted: sums over all of its rows.
+        """
+        if folder == self.folder:
+            self._ledger.learn(transaction, counted)
 
     @property
     def fresh(self) -> bool:
-        """True if the environment was made by this process: nothing in it can be damaged yet."""
+        """True if this process made the environment: nothing in it can be damaged yet."""
         return self._environment.fresh
 
     def writer(self) -> LmdbWriteTxn:

@@ -248,9 +248,6 @@ class MemoryStorage:
     def keep_digests(self) -> None:
         """They are always kept."""
 
-    def learn_digests(self, transaction: int, counted: Digests) -> None:
-        """They are always known."""
-
     def commit(self, *, durable: bool = False) -> bool:
         txn, self._open = self._open, None
         if txn is None or not txn.dirty:

@@ -153,7 +153,7 @@ async def test_what_was_found_of_another_state_says_nothing(
     async def once(*_: object, **__: object) -> Verified:
         if not watched.sound and watched.verifier.generation == 0:
             watched.verifier.replaced(1)
-        return Verified(1, 1)
+        return Verified(1, tmp_path, 1)
 
     monkeypatch.setattr(module, "verify_once", once)
     running = asyncio.create_task(watched.verifier.run(0.0, watched.stop))

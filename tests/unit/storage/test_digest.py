@@ -132,7 +132,7 @@ def test_a_state_of_an_older_version_learns_its_digests(tmp_path: Path) -> None:
     storage.commit()
     assert storage.writer().digests() is None
     storage.writer().delete(KV, b"a")
-    storage.learn_digests(transaction, then)
+    storage.learn_digests(tmp_path, transaction, then)
     assert storage.writer().digests() == counted(storage.writer())
     storage.commit()
     with storage.read() as txn:
@@ -148,8 +148,22 @@ def test_they_can_be_counted_while_rows_change(tmp_path: Path) -> None:
         then = counted(txn)
     storage.writer().put(KV, b"a", b"4")
     storage.commit()
-    storage.learn_digests(transaction, then)
+    storage.learn_digests(tmp_path, transaction, then)
     assert storage.writer().digests() == counted(storage.writer())
+
+
+def test_nothing_is_learned_of_another_state(tmp_path: Path) -> None:
+    """A copy has taken its place, or it was counted before this process had it."""
+    (tmp_path / "env-1").mkdir()
+    storage = rows_of_an_older_version(tmp_path / "env-1")
+    transaction = transaction_of(storage)
+    with storage.read() as txn:
+        then = counted(txn)
+    storage.learn_digests(tmp_path / "env-2", transaction, then)
+    storage.learn_digests(tmp_path / "env-1", transaction - 1, then)
+    assert storage.writer().digests() is None
+    storage.learn_digests(tmp_path / "env-1", transaction, then)
+    assert storage.writer().digests() == then
 
 
 def test_nothing_is_named_before_all_versions_count(tmp_path: Path) -> None:
