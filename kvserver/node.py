@@ -157,7 +157,7 @@ class Node:
             feature_level=FEATURE_LEVEL,
         )  # fmt: skip
         self._verifier = Verifier(
-            storage, clock, verified=opened.verified, urgent=lambda: self._role.trusted,
+            storage, clock, verified=opened.verified, urgent=lambda: self._role.awaits_verification,
             on_sound=self._on_sound,
             on_damage=lambda error: self._spawn(self._on_damage(error)), on_event=self._event,
         )  # fmt: skip

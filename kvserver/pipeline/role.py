@@ -79,9 +79,9 @@ class RoleMachine:
         return self._retired or self._obstacle
 
     @property
-    def trusted(self) -> bool:
-        """True if what this node holds may be served unverified, as far as is known."""
-        return self._fitness.trusted
+    def awaits_verification(self) -> bool:
+        """Whether clients wait for it: what nobody has read is served, or nothing at all."""
+        return self._fitness.trusted or (self.leads and not self._fitness.may_serve)
 
     @property
     def removed(self) -> bool:

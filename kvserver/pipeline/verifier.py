@@ -121,12 +121,13 @@ async def _attend(
     urgent: Callable[[], bool],
 ) -> None:  # fmt: skip
     """Until it has said all, or is to stop."""
-    calm = False
-    while not listening.done() and not await stopped(stop, 0 if stop.is_set() else LOOK_S):
-        if not calm and not urgent():
-            calm = True
-            with contextlib.suppress(OSError):  # it may have ended
-                os.setpriority(os.PRIO_PROCESS, process.pid, CALM_NICE)
+    nice = 0
+    while not listening.done() and not await stopped(stop, LOOK_S):
+        wanted = 0 if urgent() else CALM_NICE
+        if wanted != nice:
+            nice = wanted
+            with contextlib.suppress(OSError):  # it has ended, or may not be hurried any more
+                os.setpriority(os.PRIO_PROCESS, process.pid, nice)
 
 
 async def verify_inside(

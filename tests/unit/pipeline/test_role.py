@@ -119,6 +119,20 @@ async def test_who_is_unverified_serves_only_if_it_is_trusted() -> None:
     assert [(change[0], change[2]) for change in changes] == [(Role.ACTIVE, "elected")]
 
 
+def test_who_may_have_to_serve_what_nobody_has_read_awaits_its_verification() -> None:
+    role, _ = machine()
+    unverified = Fitness(frozenset({Reason.UNVERIFIED}))
+    assert role.awaits_verification, "it has met nobody yet"
+    for fitness, leads, awaits in (
+        (unverified, False, False),
+        (unverified, True, True),
+        (replace(unverified, trusted=True), False, True),
+        (Fitness(), True, False),
+    ):
+        role.observe(replace(status(ME, active=leads), fitness=fitness))
+        assert role.awaits_verification is awaits
+
+
 async def test_who_has_retired_does_not_come_back() -> None:
     role, _ = machine()
     role.observe(status(ME, active=True))
