@@ -47,6 +47,14 @@ def serving(cluster: Cluster) -> list[SimNode]:
     return [node for node in nodes if node.status.active and node.status.fitness.may_serve]
 
 
+def restart_all(cluster: Cluster) -> None:
+    names = [node.name for node in cluster.nodes.values()]
+    for member in list(cluster.nodes):
+        cluster.crash(member)
+    for name in names:
+        cluster.start(name)
+
+
 def test_who_comes_back_is_unverified_and_the_others_know(born: Cluster) -> None:
     (first,) = back(born, ranked(born)[0])
     assert first.status.fitness.reasons == {Reason.UNVERIFIED}
@@ -121,11 +129,7 @@ def test_where_the_verified_one_does_not_stand_another_does_after_a_delay() -> N
 
 
 def test_after_a_restart_of_all_the_first_to_lead_serves_at_once(born: Cluster) -> None:
-    names = [node.name for node in born.nodes.values()]
-    for member in list(born.nodes):
-        born.crash(member)
-    for name in names:
-        born.start(name)
+    restart_all(born)
     assert born.run(2.0, until=lambda: bool(serving(born)))
     active = active_of(born)
     assert active.status.fitness.trusted
@@ -138,11 +142,7 @@ def test_after_a_restart_of_all_the_first_to_lead_serves_at_once(born: Cluster) 
 
 
 def test_a_second_one_is_trusted_as_long_as_nobody_is_verified(born: Cluster) -> None:
-    names = [node.name for node in born.nodes.values()]
-    for member in list(born.nodes):
-        born.crash(member)
-    for name in names:
-        born.start(name)
+    restart_all(born)
     assert born.run(2.0, until=lambda: bool(serving(born)))
     first = active_of(born)
     born.crash(first.me)
