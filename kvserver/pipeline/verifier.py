@@ -117,17 +117,22 @@ async def verify_folder(
 
 
 async def _attend(
-    process: Process, listening: "asyncio.Task[object]", stop: asyncio.Event,
+    process: Process, listening: "asyncio.Task[Any]", stop: asyncio.Event,
     urgent: Callable[[], bool],
 ) -> None:  # fmt: skip
     """Until it has said all, or is to stop."""
-    nice = 0
-    while not listening.done() and not await stopped(stop, LOOK_S):
-        wanted = 0 if urgent() else CALM_NICE
-        if wanted != nice:
-            nice = wanted
-            with contextlib.suppress(OSError):  # it has ended, or may not be hurried any more
-                os.setpriority(os.PRIO_PROCESS, process.pid, nice)
+    nice, stopping = 0, asyncio.create_task(stop.wait())
+    try:
+        while not listening.done() and not stopping.done():
+            wanted = 0 if urgent() else CALM_NICE
+            if wanted != nice:
+                nice = wanted
+                with contextlib.suppress(OSError):  # it has ended, or may not be hurried any more
+                    os.setpriority(os.PRIO_PROCESS, process.pid, nice)
+            waits: set[asyncio.Task[Any]] = {listening, stopping}
+            await asyncio.wait(waits, timeout=LOOK_S, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        stopping.cancel()
 
 
 async def verify_inside(
