@@ -7,8 +7,7 @@ digest of every database (`storage/digest.py`).
 
 import struct
 import zlib
-from dataclasses import dataclass
-from typing import Final
+from typing import Final, NamedTuple
 
 from kvserver.storage.digest import DIGESTED, Digests
 from kvserver.storage.schema import HISTORY, KEY_HISTORY, META
@@ -30,11 +29,10 @@ OWN_PACE: Final = frozenset(each.name.decode() for each in (HISTORY, KEY_HISTORY
 _META: Final = struct.Struct(">QqQQ")
 
 
-@dataclass(frozen=True)
-class Moment:
+class Moment(NamedTuple):
     """The state with the effects of an entry and of no later one."""
 
-    index: int
+    index: int  # type: ignore[assignment] # hides tuple.index
     """Of the entry."""
     revision: int
     tidy: bool

@@ -8,6 +8,7 @@ import asyncio
 import contextlib
 import json
 import os
+import shutil
 import signal
 import sys
 from asyncio.subprocess import DEVNULL, PIPE, Process
@@ -36,7 +37,14 @@ CALM_NICE: Final = 19
 and still it is done within the minute. Without load it makes no difference."""
 
 LOOK_S: Final = 0.1
-"""How often it is looked whether somebody needs it."""
+"""How often it is looked whether somebody needs it, and how much the file has grown."""
+
+GROWTH_BYTES_MAX: Final = 256 << 20
+"""How much the file may grow during a calm verification: pages that were given up meanwhile are not
+used again before its end, so the more is written the sooner it must end."""
+
+LEFT_FREE_BYTES: Final = 1 << 30
+"""Of the disk, whatever the verification: its growth must not take the room of the log."""
 
 _DAMAGE_SIGNALS: Final = frozenset(
     {signal.SIGSEGV, signal.SIGBUS, signal.SIGABRT, signal.SIGFPE, signal.SIGILL}
@@ -60,12 +68,17 @@ class VerificationFailedError(NodeError):
     """It could not be made to its end, for no fault of the data."""
 
 
+class GrownError(VerificationFailedError):
+    """It was given up, since too much was written meanwhile."""
+
+
 async def verify_once(
     storage: LmdbStorage,
     *,
     stop: asyncio.Event,
     on_progress: Callable[[float], object] = lambda _: None,
     urgent: Callable[[], bool] = lambda: True,
+    check_growth: Callable[[], object] = lambda: None,
 ) -> Verified | None:
     """Have the newest commit of a storage verified.
 
@@ -74,6 +87,7 @@ async def verify_once(
         stop: ends it early.
         on_progress: told which part of the rows is read, from 0 to 1.
         urgent: whether somebody waits for the result; once nobody does, it is done calmly.
+        check_growth: raises GrownError if the file has grown too much.
 
     Returns:
         What was counted; None if it was told to stop.
@@ -85,7 +99,9 @@ async def verify_once(
     reading = storage.read()
     with reading:  # no page of the commits since is written again while this is open
         folder = reading.environment.folder
-        return await verify_folder(folder, stop=stop, on_progress=on_progress, urgent=urgent)
+        return await verify_folder(
+            folder, stop=stop, on_progress=on_progress, urgent=urgent, check_growth=check_growth
+        )
 
 
 async def verify_folder(
@@ -94,6 +110,7 @@ async def verify_folder(
     stop: asyncio.Event,
     on_progress: Callable[[float], object] = lambda _: None,
     urgent: Callable[[], bool] = lambda: True,
+    check_growth: Callable[[], object] = lambda: None,
 ) -> Verified | None:
     """The same for an environment that nobody writes."""
     command = ["-P", "-m", "kvserver.storage.verification", str(folder)]
@@ -105,7 +122,7 @@ async def verify_folder(
         raise VerificationFailedError(f"no process can be started ({error})") from error
     listening = asyncio.create_task(_listen(process, on_progress))
     try:
-        await _attend(process, listening, stop, urgent)
+        await _attend(process, listening, stop, urgent, check_growth)
     finally:
         with contextlib.suppress(ProcessLookupError):
             process.kill()  # what it has said is read all the same
@@ -118,12 +135,13 @@ async def verify_folder(
 
 async def _attend(
     process: Process, listening: "asyncio.Task[Any]", stop: asyncio.Event,
-    urgent: Callable[[], bool],
+    urgent: Callable[[], bool], check_growth: Callable[[], object],
 ) -> None:  # fmt: skip
     """Until it has said all, or is to stop."""
     nice, stopping = 0, asyncio.create_task(stop.wait())
     try:
         while not listening.done() and not stopping.done():
+            check_growth()
             wanted = 0 if urgent() else CALM_NICE
             if wanted != nice:
                 nice = wanted
@@ -237,6 +255,8 @@ class Verifier:
         """Of the pass under way: which part of the rows is read."""
         self._failures = 0
         """Processes in a row that have not come to their end."""
+        self._hurried = False
+        """The last pass was given up since too much was written meanwhile."""
 
     @property
     def verified_part(self) -> float:
@@ -304,16 +324,33 @@ class Verifier:
         """By a process of its own; after failures of that within this one, if somebody waits."""
         if not self.verified and self._failures >= FAILURES_MAX:
             return await verify_inside(self._storage, stop=stop, on_progress=self._make_progress)
+        before, _ = self._storage.size()
         try:
             found = await verify_once(
                 self._storage, stop=stop, on_progress=self._make_progress,
-                urgent=lambda: not self.verified and self._urgent(),
+                urgent=lambda: self._hurried or (not self.verified and self._urgent()),
+                check_growth=lambda: self._check_growth(before),
             )  # fmt: skip
+        except GrownError:
+            self._hurried = True
+            raise
         except VerificationFailedError:
             self._failures += 1
             raise
-        self._failures = 0
+        self._failures, self._hurried = 0, False
         return found
+
+    def _check_growth(self, before: int) -> None:
+        """Raise if the file must not grow any more.
+
+        Raises:
+            GrownError: the next pass is made at full speed, so that less is written meanwhile.
+        """
+        grown = self._storage.size()[0] - before
+        left = shutil.disk_usage(self._storage.folder).free
+        if (grown > GROWTH_BYTES_MAX and not self._hurried) or (grown and left < LEFT_FREE_BYTES):
+            told = f"the file of the data has grown by {grown >> 20} MiB meanwhile"
+            raise GrownError(f"{told}, the disk has {left >> 20} MiB left: it is tried again")
 
     def _make_progress(self, part: float) -> None:
         self.progress = part

@@ -79,6 +79,11 @@ class RaftEngine:
         self._generation = 0
         """Of the state: rises when a copy of another member takes its place."""
         self._trust = Trust()
+        self._peers_seen: Mapping[MemberId, raft_pb2.PublishMember] | None = None
+        self._parts_seen: tuple[object, ...] = ()
+        """What fitness was decided by last. Invariant: `_peers` is a new object with each hello."""
+        self._fitness_seen: Fitness | None = None
+        self._lagging_seen = False
         self._load()
 
     def _load(self) -> None:
@@ -95,6 +100,7 @@ class RaftEngine:
             journal=self._journal, applied_index=parts.machine.applied_index, outbox=self,
             proposals=parts.proposals, machine=parts.machine, on_event=parts.on_event,
         )  # fmt: skip
+        self._peers_seen = None  # the consensus is a new one, and knows nobody's fitness
         self._members = MemberService(self._raft, self._known_pins, parts.on_event)
         if self._identity.established:
             for member in self._hellos:
@@ -227,7 +233,13 @@ class RaftEngine:
 
     def _look_at_fitness(self) -> None:
         """Who must not serve, as far as is known now."""
-        raft, voters = self._raft, self._raft.configuration.voters
+        raft = self._raft
+        parts = (raft.configuration, raft.leading, self._parts.machine.disqualified, self._verified)
+        if self._peers is self._peers_seen and parts == self._parts_seen:
+            return  # as in nearly all turns
+        self._peers_seen, self._parts_seen = self._peers, parts
+        self._fitness_seen = None
+        voters = raft.configuration.voters
         present = {m: hello for m, hello in self._hellos.items() if m in voters}
         met = any(not hello.unverified or hello.met_verified for hello in present.values())
         before = self._trust.met_verified
@@ -243,13 +255,17 @@ class RaftEngine:
 
     def _fitness(self) -> Fitness:
         raft = self._raft
-        reasons = {
-            Reason.DISQUALIFIED: self.me in raft.unfit.disqualified,
-            Reason.UNVERIFIED: not self._verified,
-            Reason.LAGGING: raft.leader_commit_index > raft.applied_index + LAG_ENTRIES,
-        }
-        found = frozenset(reason for reason, holds in reasons.items() if holds)
-        return Fitness(found, trusted=self._trust.given)
+        lagging = raft.leader_commit_index > raft.applied_index + LAG_ENTRIES
+        if self._fitness_seen is None or lagging != self._lagging_seen:
+            reasons = {
+                Reason.DISQUALIFIED: self.me in raft.unfit.disqualified,
+                Reason.UNVERIFIED: not self._verified,
+                Reason.LAGGING: lagging,
+            }
+            found = frozenset(reason for reason, holds in reasons.items() if holds)
+            self._fitness_seen = Fitness(found, trusted=self._trust.given)
+            self._lagging_seen = lagging
+        return self._fitness_seen
 
     def match_index(self, member: MemberId) -> int:
         """Newest entry known to be durable on a peer; 0 unless this node leads. Any thread."""

@@ -292,6 +292,49 @@ async def test_it_tells_how_far_it_is(tmp_path: Path, monkeypatch: pytest.Monkey
     storage.close()
 
 
+async def test_a_file_that_grows_too_much_meanwhile_is_read_in_a_hurry(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No page is used again while it is read: that must not fill the disk."""
+    monkeypatch.setattr(module, "RETRY_S", 0.001)
+    monkeypatch.setattr(module, "GROWTH_BYTES_MAX", 1 << 20)
+    hurried: list[bool] = []
+    storage = filled(tmp_path)
+    watched = Watched(storage)
+
+    async def once(*_: object, **given: Any) -> Verified:
+        hurried.append(given["urgent"]())
+        storage.writer().put(KV, b"x%d" % len(hurried), bytes(2 << 20))
+        storage.commit()
+        given["check_growth"]()
+        return Verified(1, tmp_path, 1)
+
+    monkeypatch.setattr(module, "verify_once", once)
+    watched.verifier._urgent = lambda: False
+    running = asyncio.create_task(watched.verifier.run(0.0, watched.stop))
+    await watched.until(lambda: bool(watched.sound))
+    watched.stop.set()
+    await running
+    storage.close()
+    assert hurried == [False, True]
+    assert [name for name, _ in watched.told] == ["verify.failed", "verify.done"]
+
+
+async def test_a_disk_without_room_ends_a_pass_in_any_case(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    storage = filled(tmp_path)
+    watched = Watched(storage)
+    watched.verifier._hurried = True
+    before, _ = storage.size()
+    watched.verifier._check_growth(before - 1)
+    monkeypatch.setattr(module, "LEFT_FREE_BYTES", 1 << 62)
+    with pytest.raises(module.GrownError, match="the disk has"):
+        watched.verifier._check_growth(before - 1)
+    watched.verifier._check_growth(before)
+    storage.close()
+
+
 @pytest.mark.parametrize("urgent", [True, False])
 async def test_it_is_done_calmly_when_nobody_waits_for_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, urgent: bool
