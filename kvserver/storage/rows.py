@@ -5,6 +5,7 @@ Every row of every database has one, so nothing that was damaged is ever believe
 
 import struct
 import zlib
+from collections.abc import Iterable
 from typing import Final
 
 from kvserver.errors import DataDirError
@@ -29,6 +30,16 @@ def damaged(what: str) -> DataDirError:
 def seal(key: bytes, content: bytes) -> bytes:
     """Stored form of a row. The content comes first: by it the values of a key are ordered."""
     return content + _CHECKSUM.pack(zlib.crc32(content, zlib.crc32(key)))
+
+
+def sealed(pairs: Iterable[tuple[bytes, bytes]]) -> tuple[list[tuple[bytes, bytes]], int]:
+    """Keys and stored forms of many rows, and the sum of their checksums: one loop, no calls."""
+    rows, total, crc32 = [], 0, zlib.crc32
+    for key, content in pairs:
+        checksum = crc32(content, crc32(key))
+        total += checksum
+        rows.append((key, content + checksum.to_bytes(4, "big")))
+    return rows, total
 
 
 def seal_number(row: bytes) -> int:

@@ -17,7 +17,7 @@ from kvserver.storage.digest import (
     encode_digests,
     row_digest,
 )
-from kvserver.storage.rows import damaged, seal, seal_number, unseal
+from kvserver.storage.rows import damaged, seal, seal_number, sealed, unseal
 from kvserver.storage.schema import META, Database
 from kvserver.storage.trouble import DAMAGE
 
@@ -280,19 +280,19 @@ class LmdbWriteTxn(LmdbReadTxn):
             DataDirError: a fresh one is there: what says that it can't be is damaged.
         """
         self.dirty = True
-        rows = [(key, seal(key, value)) for key, value in pairs]
+        rows, change = sealed(pairs)
         fresh = fresh or db.many
-        gone, missing = 0, 0
+        missing = 0
         with WRITING, self._txn.cursor(self._handles[db]) as cursor:
             if fresh:
                 missing = len(rows) - cursor.putmulti(rows, dupdata=False, overwrite=db.many)[1]
             else:
                 if db in self._ledger.sums:
-                    gone = self._replaced(cursor, rows, before)
+                    change -= self._replaced(cursor, rows, before)
                 cursor.putmulti(rows)
         if missing:
             raise damaged(f"the database '{db.name.decode()}' holds a row of a time to come")
-        self._count(db, sum(seal_number(row) for _, row in rows) - gone)
+        self._count(db, change)
 
     def _replaced(
         self,
@@ -303,8 +303,11 @@ class LmdbWriteTxn(LmdbReadTxn):
         """Sum of the checksums of the rows that these take the place of."""
         if before is None:
             return sum(seal_number(row) for _, row in cursor.getmulti([key for key, _ in rows]))
-        known = ((key, before[key]) for key, _ in rows)
-        return sum(row_digest(key, value) for key, value in known if value is not None)
+        gone = 0
+        for key, _ in rows:
+            if (value := before[key]) is not None:
+                gone += row_digest(key, value)
+        return gone
 
     def delete(self, db: Database, key: bytes) -> bool:
         """Remove `key`; False if there was none."""
