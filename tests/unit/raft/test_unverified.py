@@ -82,8 +82,23 @@ def test_nobody_hands_over_to_it_while_somebody_else_is_there(born: Cluster) -> 
     first, second = ranked(born)
     (first,) = back(born, first)
     active = active_of(born)
-    assert active.engine.hand_over(first.me) is None
+    assert active.engine.hand_over(first.me) == first.me  # to be asked for again
+    born.run(0.5)
+    assert active_of(born) is active
+    born.commit(b"nothing has begun")
     assert active.engine.hand_over() == second.me
+
+
+def test_who_asks_again_has_it_lead_once_it_is_verified(born: Cluster) -> None:
+    first, _ = ranked(born)
+    (first,) = back(born, first)
+    active = active_of(born)
+    assert active.engine.hand_over(first.me) == first.me
+    first.engine.set_verified(0)
+    born.run(0.5)
+    assert active_of(born) is active
+    assert active.engine.hand_over(first.me) == first.me
+    assert born.run(0.5, until=lambda: first.status.active)
 
 
 def test_with_the_longest_log_it_leads_until_the_other_has_it_too(born: Cluster) -> None:
