@@ -195,8 +195,7 @@ class GuardedRaft(Voter):
         """Begin to hand leadership to `target`, or to the most up-to-date connected peer.
 
         Returns:
-            The chosen peer, None if there is nobody or this node does not lead. Nothing has begun
-            if that is a target that is still to be verified: it is to be asked for again.
+            The chosen peer, to be asked for again while it is unverified; None if there is nobody.
         """
         if not self.leading:
             return None
@@ -204,8 +203,7 @@ class GuardedRaft(Voter):
             voters = self._campaign.peers
             matches = {n.id: self.match_indexes[n] for n in self.connected_nodes if n.id in voters}
             if (successor := self.unfit.successor(matches, target)) is None:
-                soon = target in matches and target not in self.unfit.disqualified
-                return target if soon else None
+                return target if target in matches.keys() - self.unfit.disqualified else None
             give_up_at = self._clock.monotonic() + self._timings.election_timeout_max
             self._transfer = Transfer(self._nodes[successor], give_up_at)
         return MemberId(self._transfer.target.id)
