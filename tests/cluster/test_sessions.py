@@ -80,6 +80,12 @@ async def at_active(cluster: Cluster) -> AsyncIterator[Raw]:
         yield Raw(channel)
 
 
+async def offers_sessions(cluster: Cluster) -> None:
+    """Wait until all members are known to offer them: before, writes go without a number."""
+    async with at_active(cluster) as raw:
+        await raw.open()
+
+
 Answer = PutResponse | DeleteRangeResponse
 
 
@@ -139,6 +145,7 @@ async def test_without_room_the_answer_of_the_first_time_comes_first(cluster: Cl
 
 async def test_a_client_counts_right_over_crashes_of_the_active(cluster: Cluster) -> None:
     """No write ends in doubt: each is sent until it is answered, and applied once."""
+    await offers_sessions(cluster)
     stop = asyncio.Event()
 
     async def count(client: AsyncClient, key: str) -> int:
@@ -173,6 +180,7 @@ async def test_a_client_counts_right_over_crashes_of_the_active(cluster: Cluster
 
 
 async def test_a_client_for_threads_counts_right_over_a_crash(cluster: Cluster) -> None:
+    await offers_sessions(cluster)
     active = await cluster.active()
     counted = 0
 
