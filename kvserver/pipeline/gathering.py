@@ -35,6 +35,10 @@ PROBE_FROM: Final = 2
 """Callers at a time from which on there may be more than are seen: batches that end soon take from
 the main thread the time in which it would read what the others have sent."""
 
+PROBE_AFTER: Final = 4
+"""Batches in a row of so many. One client and an entry of the node's own are two callers for a
+batch or two, above all right after a failover, and must not be held back for that."""
+
 PROBE_PAUSE_S: Final = (0.25, 4.0)
 """After one that found too few: at first, and at most, as each of them doubles it."""
 
@@ -68,6 +72,8 @@ class Gathering:
         self._probing = False
         """More are wanted than are known, to see whether they are there."""
         self._probe_at = 0.0
+        self._row = 0
+        """Batches in a row that may be more."""
         self._pause_s, self._pause_s_max = PROBE_PAUSE_S
         self._came = 0
         self._idle = True
@@ -103,7 +109,8 @@ class Gathering:
     def answered(self, callers: int) -> None:
         """A batch has ended, or will in this turn; so many were in it, or wait already."""
         may_be_more = PROBE_FROM <= callers < GATHER_MAX
-        self._probing = may_be_more and self._clock.monotonic() >= self._probe_at
+        self._row = self._row + 1 if may_be_more else 0
+        self._probing = self._row >= PROBE_AFTER and self._clock.monotonic() >= self._probe_at
         if self._probing:
             wanted = 2 * callers
         else:
@@ -137,4 +144,4 @@ class Gathering:
     def forget(self) -> None:
         """Nothing waits here any more."""
         self._holding = self._knocked = self._probing = False
-        self._wanted = 0
+        self._wanted = self._row = 0

@@ -10,6 +10,7 @@ from kvserver.pipeline.gathering import (
     GATHER_FROM,
     GATHER_MAX,
     GATHER_S,
+    PROBE_AFTER,
     PROBE_PAUSE_S,
     Gathering,
 )
@@ -179,7 +180,8 @@ async def test_what_is_forgotten_holds_nothing_back() -> None:
 
 async def test_where_more_are_than_are_seen_they_are_found() -> None:
     bench = Bench()
-    bench.batch(2)
+    for _ in range(PROBE_AFTER):
+        bench.batch(2)
     for wanted in (4, 8, 16, 32):
         bench.come(wanted - 1)
         assert bench.take() is None
@@ -191,6 +193,8 @@ async def test_where_more_are_than_are_seen_they_are_found() -> None:
 async def test_whoever_is_looked_for_in_vain_is_looked_for_more_rarely() -> None:
     bench = Bench()
     pause, most = PROBE_PAUSE_S
+    for _ in range(PROBE_AFTER - 1):
+        bench.batch(2)
     for _ in range(8):
         bench.batch(2)
         bench.come(2)
@@ -209,3 +213,12 @@ async def test_one_alone_is_never_held_back() -> None:
     for _ in range(10):
         bench.batch(1)
         bench.clock.now += PROBE_PAUSE_S[0]
+
+
+async def test_one_and_an_entry_of_the_node_are_not_taken_for_many() -> None:
+    bench = Bench()
+    for _ in range(10):
+        bench.batch(1)
+        for _ in range(PROBE_AFTER - 1):
+            bench.batch(2)
+        bench.clock.now += PROBE_PAUSE_S[1]
