@@ -133,7 +133,7 @@ class KvServicer(rpc_pb2_grpc.KVServicer):
         if context is None or not session.number(command, context):
             return await propose(command)
         lessor = self._door.lessor
-        with lessor.awaited((command.session,)):
+        with lessor.awaited.within(command.session):
             try:
                 response = await propose(command)
             except session.FROM_THE_LOG:

@@ -17,8 +17,7 @@ import contextlib
 import heapq
 import math
 import random
-from collections import Counter
-from collections.abc import Awaitable, Callable, Collection, Iterable, Iterator
+from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass, field
 from itertools import islice
 from typing import Final
@@ -33,6 +32,7 @@ from kvserver.errors import (
     RequestError,
 )
 from kvserver.mvcc.leases import LeaseChange, LeaseRow, leases_after
+from kvserver.pipeline.awaited import Awaited
 from kvserver.pipeline.outcome import Response
 from kvserver.storage.contract import Storage
 
@@ -193,9 +193,9 @@ class Lessor:
         self._stamped_ms = stamped_ms
         self._on_failure = on_failure
         self._tenure: _Tenure | None = None
-        self._awaited: Counter[int] = Counter()
-        """Clients of each lease that wait for an answer which keeps it alive; of any tenure, since
-        they may have asked before this one began."""
+        self.awaited = Awaited()
+        """Leases whose clients wait for an answer which keeps them alive: they asked in time, so no
+        end of these is proposed. Of any tenure, since they may have asked before this one began."""
 
     # ------------------------------------------------------------------ role
 
@@ -285,18 +285,6 @@ class Lessor:
         number = request.ID or self._rng.randrange(1, 1 << 63)
         return LeaseGrantRequest(ID=number, TTL=max(request.TTL, self._ttl_s_min()))
 
-    @contextlib.contextmanager
-    def awaited(self, numbers: Collection[int]) -> Iterator[None]:
-        """Within it no end of these is proposed: their clients asked in time, and wait."""
-        self._awaited.update(numbers)
-        try:
-            yield
-        finally:
-            self._awaited.subtract(numbers)
-            for number in numbers:
-                if not self._awaited[number]:
-                    del self._awaited[number]
-
     def used(self, session: int) -> None:
         """The log has answered a write in a session: it lives on, as if it had been kept alive.
 
@@ -317,7 +305,7 @@ class Lessor:
             NotActiveError: this node does not lead (any more); nothing was renewed.
         """
         wanted = list(numbers)
-        with self.awaited(wanted):
+        with self.awaited.within(*wanted):
             tenure = await self._loaded()
             await self._linearizable()
             tenure.check()
@@ -439,7 +427,7 @@ class Lessor:
             lease = tenure.leases[number]
             if lease.deadline > now:
                 tenure.schedule(number, lease, lease.deadline)
-            elif self._awaited[number]:
+            elif number in self.awaited:
                 tenure.schedule(number, lease, now + LOOK_S)
             else:
                 due.append(number)

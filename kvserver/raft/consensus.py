@@ -18,7 +18,7 @@ from kvserver.raft.membership import Configuration, is_membership, voters_change
 from kvserver.raft.nonsense import Sense
 from kvserver.raft.ports import Outbox, Proposals, StateMachine, Timings
 from kvserver.raft.reads import ReadRounds
-from kvserver.raft.seam import Node
+from kvserver.raft.seam import Node, Peer
 from kvserver.raft.voting import Voter
 
 APPLY_ENTRIES_MAX: Final = 256
@@ -102,7 +102,7 @@ class GuardedRaft(Voter):
             return
         self._configuration = configuration
         self._nodes = {
-            member: self._nodes.get(member) or Node(member)
+            member: self._nodes.get(member) or Peer(member)
             for member in configuration.members
             if member != self._me
         }
@@ -253,7 +253,7 @@ class GuardedRaft(Voter):
         """Take one message of an accepted peer."""
         self.enter()
         # one that the log does not name yet may be the leader from whom to learn it
-        node = self._nodes.get(member) or Node(member)
+        node = self._nodes.get(member) or Peer(member)
         kind = message.WhichOneof("message") or ""
         receive = self._receivers.get(kind)
         if receive is None or not self._sense.makes(
@@ -288,7 +288,7 @@ class GuardedRaft(Voter):
         """A connection to a peer broke; if it is `replaced`, the peer has just said hello anew."""
         self.enter()
         self._present.discard(member)
-        node = self._nodes.get(member) or Node(member)
+        node = self._nodes.get(member) or Peer(member)
         self.library_disconnected(node)
         if node != self.leader_node or self.leading or replaced:
             return

@@ -175,10 +175,13 @@ class Campaign:
             self._held.append(_Held(member, ask, now + HOLD_S))
         return answer
 
+    @property
+    def holds_any(self) -> bool:
+        """Whether a pre-vote waits for its answer."""
+        return bool(self._held)
+
     def answers(self, mine: Standing, now: float) -> list[tuple[MemberId, PreVote, bool]]:
         """Held pre-votes that can be answered now: by whom, which, granted or not."""
-        if not self._held:
-            return []
         waiting, self._held = self._held, []
         decided = []
         for held in waiting:

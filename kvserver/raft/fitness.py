@@ -7,6 +7,7 @@ choice to hand over to, asks here.
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from enum import Enum
+from functools import cached_property
 from typing import Final
 
 from kvserver.raft.entry import MemberId
@@ -59,7 +60,7 @@ class Unfit:
     trusted: bool = False
     """This member may serve though it is unverified."""
 
-    @property
+    @cached_property
     def all(self) -> frozenset[MemberId]:
         """For whatever reason."""
         return self.disqualified | self.unverified

@@ -71,6 +71,8 @@ class Voter(Seam):
     @property
     def _must_yield(self) -> bool:
         """This member must not serve, and one that may could lead."""
+        if self._me not in self.unfit.all:
+            return False
         voters = self._campaign.peers
         present = (node.id for node in self.connected_nodes if node.id in voters)
         return self.unfit.must_yield(self._me, voters, present)
@@ -173,6 +175,8 @@ class Voter(Seam):
         self.election_deadline = min(self.election_deadline, stand_at)
 
     def _answer_held(self) -> None:
+        if not self._campaign.holds_any:
+            return
         now = self._clock.monotonic()
         for member, ask, granted in self._campaign.answers(self._standing(now), now):
             self._reply_pre_vote(member, ask, granted=granted)

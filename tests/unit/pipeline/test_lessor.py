@@ -101,7 +101,7 @@ def test_a_write_in_a_session_is_waited_for_too(bench: Bench) -> None:
     """Its end would lie behind the write in the log, and its client knows nothing of it."""
     bench.grant(1, 2)
     bench.pass_time(1.9)
-    with bench.lessor.awaited([1]), bench.lessor.awaited([1]):
+    with bench.lessor.awaited.within(1), bench.lessor.awaited.within(1):
         bench.pass_time(1)
         assert bench.living == [1]
         bench.lessor.used(1)
@@ -109,7 +109,7 @@ def test_a_write_in_a_session_is_waited_for_too(bench: Bench) -> None:
     assert bench.living == [1]
     bench.pass_time(0.1 + LOOK)
     assert bench.living == []
-    assert not bench.lessor._awaited, "nothing is left behind"
+    assert not bench.lessor.awaited, "nothing is left behind"
 
 
 def test_who_asks_while_the_end_is_decided_hears_how_it_was(bench: Bench) -> None:
