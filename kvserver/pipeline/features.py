@@ -67,6 +67,14 @@ def level_to_use(
     return min(known, default=None) if len(known) == len(levels) else None
 
 
+def level_may_rise(
+    level: int, members: Iterable[MemberId], published: Mapping[MemberId, PublishMember]
+) -> bool:
+    """Whether more may be understood in a moment: no member is known that holds the others back."""
+    to_use = level_to_use(members, published)
+    return to_use is None or to_use > level
+
+
 def check_command(command: Command, level: int) -> None:
     """Refuse a command that some member would not understand.
 

@@ -5,7 +5,7 @@ from collections.abc import Callable, Coroutine, Iterable
 
 from kvpb.raft_pb2 import Command, PublishMember, SetFeatureLevel
 from kvserver.errors import RequestError
-from kvserver.pipeline.features import level_to_use
+from kvserver.pipeline.features import level_may_rise, level_to_use
 from kvserver.pipeline.proposer import Proposer
 from kvserver.pipeline.roster import Roster
 from kvserver.raft.entry import MemberId
@@ -46,6 +46,12 @@ class Herald:
             if self._roster.published(MemberId(attributes.id)) != attributes:
                 self._spawn(self._publish(attributes))
         self._spawn(self._raise_level())
+
+    def level_may_rise(self) -> bool:
+        """Whether the cluster may understand more in a moment."""
+        return level_may_rise(
+            self._feature_level(), self._roster.members, self._roster.all_published
+        )
 
     async def _publish(self, attributes: PublishMember) -> None:
         """Tell all members where clients reach one."""

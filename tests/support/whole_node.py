@@ -142,8 +142,8 @@ class WholeNode(SimNode):
         self.lessor = Lessor(
             self.storage, clock, self.cluster.rng, ttl_s_min=lambda: 1,
             propose=self.proposer.propose, linearizable=self.reader.linearizable,
-            log_time_ms=self.proposer.log_time_ms, stamped_ms=lambda: self.machine.log_time_ms,
-            on_failure=self._fail,
+            capable_soon=self._herald.level_may_rise, log_time_ms=self.proposer.log_time_ms,
+            stamped_ms=lambda: self.machine.log_time_ms, on_failure=self._fail,
         )  # fmt: skip
         self._crossing = Crossing(
             self.loop, self.proposer, self._on_status, self._watches.publish, self.lessor.publish,

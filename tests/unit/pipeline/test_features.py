@@ -8,7 +8,7 @@ from kvpb.rpc_pb2 import LeaseGrantRequest, PutRequest
 from kvserver.errors import LogNotUnderstoodError, NotCapableError
 from kvserver.pipeline import features
 from kvserver.pipeline.applier import Applier
-from kvserver.pipeline.features import FEATURE_LEVEL, check_command, level_to_use
+from kvserver.pipeline.features import FEATURE_LEVEL, check_command, level_may_rise, level_to_use
 from kvserver.pipeline.roster import Roster
 from kvserver.raft.entry import MemberId
 from kvserver.raft.journal import store_configuration
@@ -30,6 +30,12 @@ def test_the_least_member_decides() -> None:
 def test_nobody_decides_before_all_have_told() -> None:
     assert level_to_use([ONE, TWO], told(one=3)) is None
     assert level_to_use([], told(one=3)) is None
+
+
+def test_whoever_may_still_tell_is_waited_for_and_nobody_else() -> None:
+    assert level_may_rise(0, [ONE, TWO], told(one=3)), "two has not told"
+    assert level_may_rise(0, [ONE, TWO], told(one=3, two=2)), "it is on its way into the log"
+    assert not level_may_rise(1, [ONE, TWO], told(one=3, two=1)), "two is older"
 
 
 def test_where_no_time_can_be_passed_no_lease_can_have_been_ended() -> None:

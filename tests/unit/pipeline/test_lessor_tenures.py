@@ -166,3 +166,19 @@ def test_a_cluster_that_has_just_begun_is_given_a_moment(bench: Bench) -> None:
     bench.outcomes = [NotCapableError()]
     with pytest.raises(NotCapableError):
         bench.grant(2, 5)
+
+
+def test_so_is_whoever_opens_a_session_then(bench: Bench) -> None:
+    """Refused, it would write without, and not know what became of a write over a crash."""
+    bench.outcomes = [NotCapableError()] * 3
+    task = bench.begin(bench.lessor.open_session(60))
+    bench.pass_time(0.3)
+    assert task.result().TTL == 60
+
+
+def test_nobody_waits_for_a_member_that_is_known_to_be_older(bench: Bench) -> None:
+    bench.capable_soon = False
+    bench.outcomes = [NotCapableError()]
+    task = bench.begin(bench.lessor.open_session(60))
+    bench.pass_time(0)
+    assert isinstance(task.exception(), NotCapableError)
