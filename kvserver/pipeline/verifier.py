@@ -7,7 +7,6 @@ ended. What the log holds is read too, by this process, with long rests. Main th
 import asyncio
 import contextlib
 import json
-import os
 import shutil
 import signal
 import sys
@@ -19,12 +18,13 @@ from typing import Any, Final
 
 from kvserver.clock import Clock
 from kvserver.errors import DataDirError, NodeError, ShortageError
-from kvserver.pipeline.rest import pause_s, stopped
+from kvserver.pipeline.rest import OwnLoad, pause_s, stopped
 from kvserver.storage.check import Check
 from kvserver.storage.digest import DIGESTED, Digests
 from kvserver.storage.env import LmdbStorage
 from kvserver.storage.rows import damaged
 from kvserver.storage.structure import verify_structure
+from kvserver.storage.verification import CALM, HURRY
 
 RETRY_S: Final = 10.0
 """From a pass that could not be made to its end, to the next."""
@@ -32,16 +32,12 @@ RETRY_S: Final = 10.0
 FAILURES_MAX: Final = 2
 """A node whose system starts no process for it, or ends them, must be verified all the same."""
 
-CALM_NICE: Final = 19
-"""Of the process while nobody needs its result soon: whatever serves on the same cores comes first,
-and still it is done within the minute. Without load it makes no difference."""
-
 LOOK_S: Final = 0.1
-"""How often it is looked whether somebody needs it, and how much the file has grown."""
+"""Interval between checks whether to hurry, and of the growth of the file."""
 
-GROWTH_BYTES_MAX: Final = 256 << 20
-"""How much the file may grow during a calm verification: pages that were given up meanwhile are not
-used again before its end, so the more is written the sooner it must end."""
+GROWTH_BYTES_CALM: Final = 256 << 20
+"""Once the file has grown by this much, the verification hurries: pages that were given up since it
+began are not used again before its end, so the more is written the sooner it must end."""
 
 LEFT_FREE_BYTES: Final = 1 << 30
 """Of the disk, whatever the verification: its growth must not take the room of the log."""
@@ -68,17 +64,12 @@ class VerificationFailedError(NodeError):
     """It could not be made to its end, for no fault of the data."""
 
 
-class GrownError(VerificationFailedError):
-    """It was given up, since too much was written meanwhile."""
-
-
 async def verify_once(
     storage: LmdbStorage,
     *,
     stop: asyncio.Event,
     on_progress: Callable[[float], object] = lambda _: None,
-    urgent: Callable[[], bool] = lambda: True,
-    check_growth: Callable[[], object] = lambda: None,
+    calm: Callable[[], bool] = lambda: False,
 ) -> Verified | None:
     """Have the newest commit of a storage verified.
 
@@ -86,8 +77,8 @@ async def verify_once(
         storage: in use; it may be written meanwhile, and its file grows by what is.
         stop: ends it early.
         on_progress: told which part of the rows is read, from 0 to 1.
-        urgent: whether somebody waits for the result; once nobody does, it is done calmly.
-        check_growth: raises GrownError if the file has grown too much.
+        calm: asked again and again whether it shall leave most of its core to others; it may raise,
+            which ends the verification.
 
     Returns:
         What was counted; None if it was told to stop.
@@ -99,9 +90,7 @@ async def verify_once(
     reading = storage.read()
     with reading:  # no page of the commits since is written again while this is open
         folder = reading.environment.folder
-        return await verify_folder(
-            folder, stop=stop, on_progress=on_progress, urgent=urgent, check_growth=check_growth
-        )
+        return await verify_folder(folder, stop=stop, on_progress=on_progress, calm=calm)
 
 
 async def verify_folder(
@@ -109,8 +98,7 @@ async def verify_folder(
     *,
     stop: asyncio.Event,
     on_progress: Callable[[float], object] = lambda _: None,
-    urgent: Callable[[], bool] = lambda: True,
-    check_growth: Callable[[], object] = lambda: None,
+    calm: Callable[[], bool] = lambda: False,
 ) -> Verified | None:
     """The same for an environment that nobody writes."""
     command = ["-P", "-m", "kvserver.storage.verification", str(folder)]
@@ -122,7 +110,7 @@ async def verify_folder(
         raise VerificationFailedError(f"no process can be started ({error})") from error
     listening = asyncio.create_task(_listen(process, on_progress))
     try:
-        await _attend(process, listening, stop, urgent, check_growth)
+        await _attend(process, listening, stop, calm)
     finally:
         with contextlib.suppress(ProcessLookupError):
             process.kill()  # what it has said is read all the same
@@ -134,19 +122,17 @@ async def verify_folder(
 
 
 async def _attend(
-    process: Process, listening: "asyncio.Task[Any]", stop: asyncio.Event,
-    urgent: Callable[[], bool], check_growth: Callable[[], object],
-) -> None:  # fmt: skip
+    process: Process, listening: "asyncio.Task[Any]", stop: asyncio.Event, calm: Callable[[], bool]
+) -> None:
     """Until it has said all, or is to stop."""
-    nice, stopping = 0, asyncio.create_task(stop.wait())
+    assert process.stdin is not None
+    word, stopping = HURRY, asyncio.create_task(stop.wait())
     try:
         while not listening.done() and not stopping.done():
-            check_growth()
-            wanted = 0 if urgent() else CALM_NICE
-            if wanted != nice:
-                nice = wanted
-                with contextlib.suppress(OSError):  # it has ended, or may not be hurried any more
-                    os.setpriority(os.PRIO_PROCESS, process.pid, nice)
+            wanted = CALM if calm() else HURRY
+            if wanted != word:
+                word = wanted
+                process.stdin.write(word)  # one byte: if the process has ended, nobody minds
             waits: set[asyncio.Task[Any]] = {listening, stopping}
             await asyncio.wait(waits, timeout=LOOK_S, return_when=asyncio.FIRST_COMPLETED)
     finally:
@@ -255,8 +241,6 @@ class Verifier:
         """Of the pass under way: which part of the rows is read."""
         self._failures = 0
         """Processes in a row that have not come to their end."""
-        self._hurried = False
-        """The last pass was given up since too much was written meanwhile."""
 
     @property
     def verified_part(self) -> float:
@@ -324,33 +308,35 @@ class Verifier:
         """By a process of its own; after failures of that within this one, if somebody waits."""
         if not self.verified and self._failures >= FAILURES_MAX:
             return await verify_inside(self._storage, stop=stop, on_progress=self._make_progress)
-        before, _ = self._storage.size()
+        before, load = self._storage.size()[0], OwnLoad(self._clock)
         try:
             found = await verify_once(
                 self._storage, stop=stop, on_progress=self._make_progress,
-                urgent=lambda: self._hurried or (not self.verified and self._urgent()),
-                check_growth=lambda: self._check_growth(before),
+                calm=lambda: self._calm(before, busy=load.busy()),
             )  # fmt: skip
-        except GrownError:
-            self._hurried = True
-            raise
         except VerificationFailedError:
             self._failures += 1
             raise
-        self._failures, self._hurried = 0, False
+        self._failures = 0
         return found
 
-    def _check_growth(self, before: int) -> None:
-        """Raise if the file must not grow any more.
+    def _calm(self, before: int, *, busy: bool) -> bool:
+        """Whether the verification shall leave the core to the work of this node.
+
+        Args:
+            before: bytes of the file when the verification began.
+            busy: this node has work.
 
         Raises:
-            GrownError: the next pass is made at full speed, so that less is written meanwhile.
+            ShortageError: the file must not grow any more.
         """
         grown = self._storage.size()[0] - before
         left = shutil.disk_usage(self._storage.folder).free
-        if (grown > GROWTH_BYTES_MAX and not self._hurried) or (grown and left < LEFT_FREE_BYTES):
+        if grown and left < LEFT_FREE_BYTES:
             told = f"the file of the data has grown by {grown >> 20} MiB meanwhile"
-            raise GrownError(f"{told}, the disk has {left >> 20} MiB left: it is tried again")
+            raise ShortageError(f"{told}, the disk has {left >> 20} MiB left: it is tried again")
+        needed = not self.verified and self._urgent()
+        return busy and not needed and grown <= GROWTH_BYTES_CALM
 
     def _make_progress(self, part: float) -> None:
         self.progress = part

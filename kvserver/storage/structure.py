@@ -6,7 +6,7 @@ page is written the next time; `_Walk` mends that.
 """
 
 import struct
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -38,8 +38,9 @@ Bounds = tuple[bytes | None, bytes | None]
 class _Walk(_Verifier):
     """The walk over all pages."""
 
-    def __init__(self, file: Any, size: int) -> None:
+    def __init__(self, file: Any, size: int, between: Callable[[], object]) -> None:
         super().__init__(file, size)
+        self._between = between
         self._bounds: Bounds = (None, None)
         """Of the page that is walked next."""
         self._below: list[Iterator[Bounds]] = []
@@ -54,6 +55,7 @@ class _Walk(_Verifier):
             self._below = outside
 
     def _walk_page(self, ctx: dict[str, Any], pgno: int, depth: int) -> None:
+        self._between()
         if self._below:
             self._bounds = next(self._below[-1], (None, None))
         super()._walk_page(ctx, pgno, depth)
@@ -162,8 +164,12 @@ class _Walk(_Verifier):
         return None if data is None else data[:dsize]
 
 
-def verify_structure(path: Path) -> None:
+def verify_structure(path: Path, between: Callable[[], object] = lambda: None) -> None:
     """Read all pages of the newest commit in a file, none of them through the engine.
+
+    Args:
+        path: of the file.
+        between: called before each page; it may take its time.
 
     Raises:
         DataDirError: they do not fit together.
@@ -172,7 +178,7 @@ def verify_structure(path: Path) -> None:
     try:
         with path.open("rb") as file:
             size = file.seek(0, 2)
-            problems = _Walk(file, size).verify()
+            problems = _Walk(file, size, between).verify()
     except VerifyError as error:
         problems = [str(error)]
     except (OSError, MemoryError):

@@ -14,7 +14,8 @@ node holds a read transaction from before the start of it to its end, so that no
 since is written again meanwhile.
 
 What it finds out goes to its standard output, a JSON object a line: how far it is, in the end
-`sound` or `damage`. It ends when its standard input does: with the process that started it.
+`sound` or `damage`. On its standard input it is told to be calm, or to hurry, and it ends when that
+does: with the process that started it.
 """
 
 import argparse
@@ -36,6 +37,42 @@ from kvserver.storage.structure import verify_structure
 
 TOLD_EVERY_S: Final = 0.25
 
+CALM, HURRY = b"c", b"h"
+"""Words on the standard input. It begins in a hurry."""
+
+CALM_PART: Final = 0.2
+"""Of a core, when calm: a million rows are read within the minute, and who writes beside it keeps
+nine tenths of the machine even where that has no more than two cores."""
+
+BUSY_S: Final = 0.005
+"""Work between two rests."""
+
+
+class Pace:
+    """How fast to go. `be` may be called by any thread, `rest` by the one that works."""
+
+    def __init__(self) -> None:
+        self._hurry = threading.Event()
+        self._hurry.set()
+        self._since = 0.0
+
+    def be(self, word: bytes) -> None:
+        """Take one of the words."""
+        if word == HURRY:
+            self._hurry.set()
+        elif word == CALM and self._hurry.is_set():
+            self._since = time.process_time()
+            self._hurry.clear()
+
+    def rest(self) -> None:
+        """Wait for as long as the work since the last rest is worth."""
+        if self._hurry.is_set():
+            return
+        busy_s = time.process_time() - self._since  # what others take of the core is no work
+        if busy_s >= BUSY_S:
+            self._hurry.wait(busy_s / CALM_PART - busy_s)
+            self._since = time.process_time()
+
 
 @dataclass(frozen=True)
 class Found:
@@ -56,12 +93,13 @@ class Found:
         return bool(self.transaction)
 
 
-def verify_environment(folder: Path) -> Iterator[Found]:
+def verify_environment(folder: Path, pace: Pace) -> Iterator[Found]:
     """Read the newest commit of an environment, whole.
 
     Args:
         folder: with the file `data.mdb`. Whoever writes it must not write any page of that commit
             again before the end.
+        pace: how fast.
 
     Yields:
         How far it is; the last one is `sound`.
@@ -71,13 +109,14 @@ def verify_environment(folder: Path) -> Iterator[Found]:
         NodeError: the system does not give what is needed to read it.
     """
     yield Found(0, 0)
-    verify_structure(folder / "data.mdb")
+    verify_structure(folder / "data.mdb", pace.rest)
     storage = LmdbStorage(folder / "data.mdb", read_only=True)
     try:
         with storage.read() as txn:
             check = Check(txn)
             while not check.step():
                 yield Found(check.rows, check.total)
+                pace.rest()
             yield Found(check.rows, check.total, txn.number, check.counted)
     finally:
         storage.close()
@@ -86,10 +125,10 @@ def verify_environment(folder: Path) -> Iterator[Found]:
 # ---------------------------------------------------------------------------- the process
 
 
-def _end_with_parent() -> None:
+def _listen(pace: Pace) -> None:
     def wait() -> None:
-        while os.read(sys.stdin.fileno(), 1):
-            pass
+        while word := os.read(sys.stdin.fileno(), 1):
+            pace.be(word)
         os._exit(0)
 
     threading.Thread(target=wait, name="parent", daemon=True).start()
@@ -100,11 +139,11 @@ def _say(**fields: object) -> None:
     sys.stdout.flush()
 
 
-def run(folder: Path) -> None:
+def run(folder: Path, pace: Pace) -> None:
     """Verify, and tell on standard output."""
     told_at = 0.0
     try:
-        for found in verify_environment(folder):
+        for found in verify_environment(folder, pace):
             now = time.perf_counter()
             if found.sound:
                 digests = {db.name.decode(): value for db, value in found.digests.items()}
@@ -123,8 +162,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="verify the state of a node")
     parser.add_argument("folder", type=Path)
     given = parser.parse_args()
-    _end_with_parent()
-    run(given.folder)
+    pace = Pace()
+    _listen(pace)
+    run(given.folder, pace)
 
 
 if __name__ == "__main__":

@@ -33,7 +33,7 @@ class VerifyingProcess:
                 os.close(self._go[1])
                 if os.read(self._go[0], 1):  # else nobody wants it any more
                     sys.stdout = os.fdopen(self._said[1], "w")
-                    verification.run(folder)
+                    verification.run(folder, verification.Pace())
             finally:
                 os._exit(0)
         os.close(self._go[0])

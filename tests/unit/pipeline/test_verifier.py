@@ -2,7 +2,6 @@
 
 import asyncio
 import json
-import os
 import signal
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -10,11 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from support.sim_disk import SimClock
 
 from kvserver.clock import SystemClock
 from kvserver.errors import DataDirError, NodeError, ShortageError
 from kvserver.pipeline import verifier as module
-from kvserver.pipeline.rest import BUSY_PART_MAX, pause_s
+from kvserver.pipeline.rest import BUSY_PART_MAX, OwnLoad, pause_s
 from kvserver.pipeline.verifier import (
     VerificationFailedError,
     Verified,
@@ -23,6 +23,7 @@ from kvserver.pipeline.verifier import (
 )
 from kvserver.storage.env import LmdbStorage
 from kvserver.storage.schema import KV
+from kvserver.storage.verification import CALM
 
 ROWS = 3_000
 
@@ -217,7 +218,12 @@ class Process:
         self.code = code
         self.killed = False
 
-    pid = 0
+    @property
+    def stdin(self) -> "Process":
+        return self
+
+    def write(self, word: bytes) -> None:
+        raise AssertionError(f"nobody is calm here: {word!r}")
 
     @property
     def stdout(self) -> AsyncIterator[bytes]:
@@ -296,57 +302,97 @@ async def test_a_file_that_grows_too_much_meanwhile_is_read_in_a_hurry(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """No page is used again while it is read: that must not fill the disk."""
-    monkeypatch.setattr(module, "RETRY_S", 0.001)
-    monkeypatch.setattr(module, "GROWTH_BYTES_MAX", 1 << 20)
-    hurried: list[bool] = []
+    monkeypatch.setattr(module, "GROWTH_BYTES_CALM", 1 << 20)
     storage = filled(tmp_path)
     watched = Watched(storage)
-
-    async def once(*_: object, **given: Any) -> Verified:
-        hurried.append(given["urgent"]())
-        storage.writer().put(KV, b"x%d" % len(hurried), bytes(2 << 20))
-        storage.commit()
-        given["check_growth"]()
-        return Verified(1, tmp_path, 1)
-
-    monkeypatch.setattr(module, "verify_once", once)
     watched.verifier._urgent = lambda: False
-    running = asyncio.create_task(watched.verifier.run(0.0, watched.stop))
-    await watched.until(lambda: bool(watched.sound))
-    watched.stop.set()
-    await running
+    before, _ = storage.size()
+    assert watched.verifier._calm(before, busy=True)
+    storage.writer().put(KV, b"x", bytes(2 << 20))
+    storage.commit()
+    assert not watched.verifier._calm(before, busy=True)
     storage.close()
-    assert hurried == [False, True]
-    assert [name for name, _ in watched.told] == ["verify.failed", "verify.done"]
+
+
+async def test_it_hurries_for_whoever_waits_and_where_nothing_else_is_done(tmp_path: Path) -> None:
+    storage = filled(tmp_path)
+    watched = Watched(storage)
+    before, _ = storage.size()
+    assert not watched.verifier._calm(before, busy=True), "somebody waits"
+    watched.verifier.verified = True
+    assert watched.verifier._calm(before, busy=True), "nobody can wait for what is verified"
+    assert not watched.verifier._calm(before, busy=False)
+    storage.close()
 
 
 async def test_a_disk_without_room_ends_a_pass_in_any_case(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(module, "RETRY_S", 0.001)
     storage = filled(tmp_path)
     watched = Watched(storage)
-    watched.verifier._hurried = True
     before, _ = storage.size()
-    watched.verifier._check_growth(before - 1)
+    watched.verifier._calm(before - 1, busy=False)
     monkeypatch.setattr(module, "LEFT_FREE_BYTES", 1 << 62)
-    with pytest.raises(module.GrownError, match="the disk has"):
-        watched.verifier._check_growth(before - 1)
-    watched.verifier._check_growth(before)
+    with pytest.raises(ShortageError, match="the disk has"):
+        watched.verifier._calm(before - 1, busy=False)
+    watched.verifier._calm(before, busy=False)
+
+    async def once(*_: object, **given: Any) -> Verified:
+        storage.writer().put(KV, b"x", bytes(2 << 20))
+        storage.commit()
+        given["calm"]()
+        monkeypatch.setattr(module, "LEFT_FREE_BYTES", 0)
+        return Verified(1, tmp_path, 1)
+
+    monkeypatch.setattr(module, "verify_once", once)
+    running = asyncio.create_task(watched.verifier.run(0.0, watched.stop))
+    await watched.until(lambda: bool(watched.told))
+    monkeypatch.setattr(module, "LEFT_FREE_BYTES", 0)
+    await watched.until(lambda: bool(watched.sound))
+    watched.stop.set()
+    await running
     storage.close()
+    assert {name for name, _ in watched.told} == {"verify.failed", "verify.done"}
+    assert not watched.verifier._failures, "no process was at fault"
 
 
-@pytest.mark.parametrize("urgent", [True, False])
-async def test_it_is_done_calmly_when_nobody_waits_for_it(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, urgent: bool
+@pytest.mark.parametrize("calm", [True, False])
+async def test_the_process_is_told_when_to_be_calm(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, calm: bool
 ) -> None:
+    """The process that is started here says what it was told."""
     monkeypatch.setattr(module, "LOOK_S", 0.001)
-    calmed: list[tuple[int, int]] = []
-    monkeypatch.setattr(os, "setpriority", lambda _, pid, nice: calmed.append((pid, nice)))
+    start = asyncio.create_subprocess_exec
+    words: list[bytes] = []
+
+    async def listen(*given: Any, **named: Any) -> asyncio.subprocess.Process:
+        process = await start(*given, **named)
+        assert process.stdin is not None
+        write = process.stdin.write
+
+        def note(word: bytes) -> None:
+            words.append(word)
+            write(word)
+
+        monkeypatch.setattr(process.stdin, "write", note)
+        return process
+
+    monkeypatch.setattr(asyncio, "create_subprocess_exec", listen)
     storage = filled(tmp_path)
-    found = await verify_once(storage, stop=asyncio.Event(), urgent=lambda: urgent)
+    found = await verify_once(storage, stop=asyncio.Event(), calm=lambda: calm)
     assert found is not None
-    assert [nice for _, nice in calmed] == ([] if urgent else [module.CALM_NICE])
+    assert words == ([CALM] if calm else [])
     storage.close()
+
+
+def test_a_node_is_busy_by_what_it_uses_of_a_core() -> None:
+    clock, used = SimClock(), [0.0]
+    load = OwnLoad(clock, lambda: used[0])
+    for took, busy in ((0.005, False), (0.02, True), (0.0, False)):
+        clock.now += 0.1
+        used[0] += took
+        assert load.busy() is busy
 
 
 def test_it_rests_most_of_the_time() -> None:

@@ -4,6 +4,7 @@ import contextlib
 import json
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,15 @@ from kvserver.storage.check import check_all
 from kvserver.storage.digest import DIGESTED
 from kvserver.storage.env import LmdbStorage
 from kvserver.storage.schema import HISTORY, KEY_HISTORY, KV
-from kvserver.storage.verification import Found, run, verify_environment
+from kvserver.storage.verification import (
+    CALM,
+    CALM_PART,
+    HURRY,
+    Found,
+    Pace,
+    run,
+    verify_environment,
+)
 
 ROWS = 5_000
 ROUNDS = 20
@@ -41,7 +50,7 @@ def folder(tmp_path: Path) -> Path:
 
 
 def verify(folder: Path) -> Found:
-    *_, found = verify_environment(folder)
+    *_, found = verify_environment(folder, Pace())
     return found
 
 
@@ -180,7 +189,7 @@ def test_the_process_ends_with_the_one_that_started_it(folder: Path) -> None:
 
 def test_damage_is_told_with_what_to_do(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (folder / "data.mdb").write_bytes(b"")
-    run(folder)
+    run(folder, Pace())
     told = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert "is damaged" in told["damage"]
     assert "replace this node" in told["damage"]
@@ -194,7 +203,7 @@ def test_what_can_not_be_read_is_not_damaged(
 
     monkeypatch.setattr("kvserver.storage.structure._Walk.verify", short)
     (tmp_path / "data.mdb").write_bytes(b"")
-    run(tmp_path)
+    run(tmp_path, Pace())
     assert json.loads(capsys.readouterr().out.splitlines()[-1]) == {"failed": "no memory is left"}
 
 
@@ -230,3 +239,44 @@ def change(storage: LmdbStorage, first: int) -> None:
         storage.writer().put(KV, b"%06d" % number, b"changed")
         storage.writer().delete(KV, b"%06d" % (number - ROWS // 2))
     storage.commit()
+
+
+def test_when_calm_it_takes_a_part_of_a_core_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    used = [7.0]
+    rests: list[float] = []
+    monkeypatch.setattr("time.process_time", lambda: used[0])
+    pace = Pace()
+    monkeypatch.setattr(pace._hurry, "wait", rests.append)
+    used[0] += 100
+    pace.rest()
+    assert not rests, "it begins in a hurry"
+    pace.be(CALM)
+    pace.rest()
+    assert not rests, "what was done in a hurry is not made up for"
+    for busy_s in (0.006, 0.2):
+        used[0] += busy_s
+        pace.be(CALM)
+        pace.rest()
+        assert rests.pop() == pytest.approx(busy_s * (1 / CALM_PART - 1))
+    used[0] += 1
+    pace.be(HURRY)
+    pace.rest()
+    assert not rests
+
+
+def test_whoever_rests_can_be_hurried() -> None:
+    pace = Pace()
+    pace.be(CALM)
+    pace._since -= 1000
+    threading.Timer(0.01, pace.be, [HURRY]).start()
+    pace.rest()
+
+
+def test_it_rests_between_pages_and_rows(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pace = Pace()
+    rests: list[int] = []
+    monkeypatch.setattr(pace, "rest", lambda: rests.append(1))
+    *_, found = verify_environment(folder, pace)
+    pages = (folder / "data.mdb").stat().st_size // 4096
+    assert len(rests) > pages / 2
+    assert found.sound
