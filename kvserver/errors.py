@@ -70,6 +70,10 @@ class DiskError(NodeError):
     exit_code = ExitCode.DISK
 
 
+class DamagedError(DataDirError):
+    """The disk does not hold what was written to it."""
+
+
 class ShortageError(DiskError):
     """The system has no file or no memory left for this process, which may pass."""
 

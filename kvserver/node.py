@@ -73,6 +73,7 @@ class Node:
         self._event = event
         self._limits = Limits(request_timeout_s=config.request_timeout_ms / 1000)
         self._stop = asyncio.Event()
+        self._told_to_stop = asyncio.Event()
         self._failure: BaseException | None = None
         self._timings = timings_of(config)
         self._main_watch = MainWatch(
@@ -98,8 +99,10 @@ class Node:
         except Exception as error:
             known = isinstance(error, NodeError) and not isinstance(error, DiskError)
             if not known and not self._verifier.verified:
-                await damage_behind(error, opened.storage.folder)
+                await damage_behind(error, opened.storage.folder, self._told_to_stop)
             raise
+        finally:
+            opened.data_dir.close()  # not before: nobody else may write what is looked into here
 
     async def _serve(self, opened: Opened) -> ExitCode:
         if opened.verified:
@@ -132,6 +135,7 @@ class Node:
 
     def stop(self) -> None:
         """Stop cleanly. From the main thread."""
+        self._told_to_stop.set()
         self._stop.set()
 
     async def _start(self) -> None:
@@ -226,7 +230,7 @@ class Node:
             self._me, storage, clock, alarms=applier.alarms, role=self._role, roster=self._roster,
             proposer=self._proposer, status=lambda: self._crossing.status,
             moments=applier.moments, say=self._say_aside, on_event=self._event,
-            on_damage=self._fail,
+            on_damage=lambda error: self._spawn(self._on_damage(error)),
         )  # fmt: skip
         self._watches = WatchHub(storage, lambda: self._crossing.applied_index_visible, self._fail)
         self._lessor = self._build_lessor(storage)
@@ -472,18 +476,14 @@ class Node:
         if self._failure is None and served and len(self._roster.members) > 1:
             await asyncio.sleep(LINGER_S)
         await self._api.stop(0 if self._failure else STOP_GRACE_S)
-        await self._stop_thread()
+        # the thread first: LMDB does not forgive who still uses a storage that is closed
+        if not await self._loop.run_in_executor(None, self._thread.stop, STUCK_EXIT_S):
+            self._die("raft")
         self._beating.cancel()  # not before: a stop that takes a while is no stuck thread
         if isinstance(self._failure, LostDiskError):
             forget_birth(self._opened.storage)
         self._close()
         self._event("node.stopped")
-
-    async def _stop_thread(self) -> None:
-        """Only then may the storage be closed: LMDB does not forgive who still uses it."""
-        loop = asyncio.get_running_loop()
-        if not await loop.run_in_executor(None, self._thread.stop, STUCK_EXIT_S):
-            self._die("raft")
 
     async def _hand_over(self) -> None:
         self._thread.call(self._engine.hand_over)
@@ -497,4 +497,4 @@ class Node:
     def _close(self) -> None:
         if self._copies is not None:
             self._copies.close()
-        self._opened.close()
+        self._opened.storage.close()

@@ -41,11 +41,6 @@ class Opened:
     verified: bool
     """The whole of the state was read, or there was none."""
 
-    def close(self) -> None:
-        """Let go of the directory. Only after all threads have let go of the storage."""
-        self.storage.close()
-        self.data_dir.close()
-
 
 async def open_node(config: Config, stop: asyncio.Event, event: Event) -> Opened:
     """Lock and open the data directory; be taken in by a running cluster if that is still to be.
@@ -67,7 +62,7 @@ async def open_node(config: Config, stop: asyncio.Event, event: Event) -> Opened
         except NodeError:
             raise
         except Exception as error:
-            await damage_behind(error, folder)
+            await damage_behind(error, folder, stop)
             raise
     except BaseException:
         data_dir.close()

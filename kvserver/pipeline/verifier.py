@@ -12,12 +12,12 @@ import signal
 import sys
 from asyncio.subprocess import DEVNULL, PIPE, Process
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
 from kvserver.clock import Clock
-from kvserver.errors import DataDirError, NodeError, ShortageError
+from kvserver.errors import DamagedError, NodeError, ShortageError, StoppedError
 from kvserver.pipeline.rest import OwnLoad, pause_s, stopped
 from kvserver.storage.check import Check
 from kvserver.storage.digest import DIGESTED, Digests
@@ -57,7 +57,7 @@ class Verified:
     """Of the environment that was read."""
     transaction: int
     """Number of the commit that was read."""
-    digests: Digests = field(default_factory=dict)
+    digests: Digests
 
 
 class VerificationFailedError(NodeError):
@@ -84,11 +84,11 @@ async def verify_once(
         What was counted; None if it was told to stop.
 
     Raises:
-        DataDirError: it is damaged.
+        DamagedError: it is damaged.
         VerificationFailedError: it could not be made.
     """
     reading = storage.read()
-    with reading:  # no page of the commits since is written again while this is open
+    with storage.counting(), reading:  # no page of now is written again while it is open
         folder = reading.environment.folder
         return await verify_folder(folder, stop=stop, on_progress=on_progress, calm=calm)
 
@@ -100,7 +100,7 @@ async def verify_folder(
     on_progress: Callable[[float], object] = lambda _: None,
     calm: Callable[[], bool] = lambda: False,
 ) -> Verified | None:
-    """The same for an environment that nobody writes."""
+    """The same where nobody writes, or a read transaction is open that keeps what is there now."""
     command = ["-P", "-m", "kvserver.storage.verification", str(folder)]
     try:
         process = await asyncio.create_subprocess_exec(
@@ -140,37 +140,53 @@ async def _attend(
 
 
 async def verify_inside(
-    storage: LmdbStorage, *, stop: asyncio.Event, on_progress: Callable[[float], object]
+    storage: LmdbStorage,
+    *,
+    stop: asyncio.Event,
+    on_progress: Callable[[float], object],
+    between: Callable[[], object],
 ) -> Verified | None:
     """The same within this process, where no other one can do it: it slows down all that is served.
 
+    Args:
+        storage: as for `verify_once`.
+        stop: as there.
+        on_progress: as there.
+        between: called now and then, by any thread; it may raise, which ends the verification.
+
     Raises:
-        DataDirError: it is damaged.
+        DamagedError: it is damaged.
         NodeError: the system does not give what is needed to read it.
     """
     loop = asyncio.get_running_loop()
     reading = storage.read()
-    with reading as txn:
+
+    def look() -> None:
+        if stop.is_set():
+            raise StoppedError
+        between()
+
+    with storage.counting(), reading as txn, contextlib.suppress(StoppedError):
         path = reading.environment.folder / "data.mdb"
-        await loop.run_in_executor(None, verify_structure, path)
+        await loop.run_in_executor(None, verify_structure, path, look)
         check = Check(txn)
         while not await loop.run_in_executor(None, check.step):
             on_progress(check.rows / check.total)
-            if stop.is_set():
-                return None
+            look()
         return Verified(check.rows, path.parent, txn.number, check.counted)
+    return None
 
 
-async def damage_behind(error: Exception, folder: Path) -> None:
-    """Look whether an error that nobody foresaw comes from damage.
+async def damage_behind(error: Exception, folder: Path, stop: asyncio.Event) -> None:
+    """Look whether an error that nobody foresaw comes from damage; not once told to stop.
 
     Raises:
-        DataDirError: it most likely does: what is on the disk makes no sense.
+        DamagedError: it most likely does: what is on the disk makes no sense.
     """
     with contextlib.suppress(VerificationFailedError):
         try:
-            await verify_folder(folder, stop=asyncio.Event())
-        except DataDirError as damage:
+            await verify_folder(folder, stop=stop)
+        except DamagedError as damage:
             raise damage from error
 
 
@@ -194,10 +210,12 @@ def _result(told: dict[str, Any] | None, code: int, folder: Path) -> Verified:
             raise damaged(f"{folder}: whoever reads its database is ended by the signal {name}")
         raise VerificationFailedError(f"its process ended with code {code}")
     if "damage" in told:
-        raise DataDirError(told["damage"])
+        raise DamagedError(told["damage"])
     if "failed" in told:
         raise VerificationFailedError(told["failed"])
-    digests = {db: told["digests"][db.name.decode()] for db in DIGESTED}
+    digests = {db: told["digests"].get(db.name.decode()) for db in DIGESTED}
+    if None in digests.values():
+        raise VerificationFailedError("the code on the disk is of another version: start it")
     return Verified(told["rows"], folder, told["transaction"], digests)
 
 
@@ -261,12 +279,16 @@ class Verifier:
                 states that are unverified.
             stop: ends it.
         """
-        wait_s = interval_s if self.verified else 0.0
+        wait_s = interval_s if self.verified and self._storage.digests_known else RETRY_S
+        if not self.verified:
+            self._wanted.set()
         while not await self._wait(wait_s, stop):
+            generation = self.generation
             try:
                 done = await self._pass(stop)
             except NodeError as error:
-                if not isinstance(error, VerificationFailedError | ShortageError):
+                # what is damaged may be a state whose place another one has taken meanwhile
+                if isinstance(error, DamagedError) and generation == self.generation:
                     self._on_damage(error)
                     return
                 self._event("verify.failed", reason=str(error))
@@ -306,9 +328,12 @@ class Verifier:
 
     async def _verify(self, stop: asyncio.Event) -> Verified | None:
         """By a process of its own; after failures of that within this one, if somebody waits."""
-        if not self.verified and self._failures >= FAILURES_MAX:
-            return await verify_inside(self._storage, stop=stop, on_progress=self._make_progress)
         before, load = self._storage.size()[0], OwnLoad(self._clock)
+        if not self.verified and self._failures >= FAILURES_MAX:
+            return await verify_inside(
+                self._storage, stop=stop, on_progress=self._make_progress,
+                between=lambda: self._calm(before, busy=False),
+            )  # fmt: skip
         try:
             found = await verify_once(
                 self._storage, stop=stop, on_progress=self._make_progress,

@@ -36,7 +36,7 @@ class Check:
         """Rows that there should be."""
         self.rows = 0
         """Seen so far, all sound."""
-        self.digests: dict[Database, int] = dict.fromkeys(DIGESTED, 0)
+        self._digests: dict[Database, int] = dict.fromkeys(DIGESTED, 0)
         """Of the rows seen so far."""
         self._begin()
 
@@ -76,9 +76,9 @@ class Check:
         self._last = last
         self._seen += len(rows)
         self.rows += len(rows)
-        if db in self.digests:
+        if db in self._digests:
             added = sum(row_digest(key, value) for key, value in rows if counts(db, key))
-            self.digests[db] = (self.digests[db] + added) & MASK
+            self._digests[db] = (self._digests[db] + added) & MASK
         if (lost := _not_found(self._txn, db, rows)) is not None:
             raise damaged(f"the database '{db.name.decode()}' holds {lost!r}, but does not find it")
 
@@ -91,7 +91,7 @@ class Check:
 
     def _compare_digests(self) -> None:
         stored = self._txn.digests()
-        differing = [db for db in DIGESTED if stored and stored[db] != self.digests[db]]
+        differing = [db for db in DIGESTED if stored and stored[db] != self._digests[db]]
         if differing:
             names = ", ".join(db.name.decode() for db in differing)
             raise damaged(f"rows of the database are missing, or of another time ({names})")
@@ -100,7 +100,7 @@ class Check:
     def counted(self) -> Digests:
         """The digests of the state, once all was read."""
         assert not self._left, "not all was read"
-        return self.digests
+        return self._digests
 
 
 def check_all(storage: Storage) -> Iterator[Check]:

@@ -84,12 +84,18 @@ class Ledger:
         """Invariant: equals the sums over the rows that the open transaction sees if `known`, and
         else their change since the opening, modulo 2**64."""
         self._changed_by: dict[int, dict[Database, int]] = {transaction: dict(self.sums)}
-        """While unknown: transaction -> sums at its commit."""
+        """While unknown: transaction -> sums at its commit. The last two, since the newest may not
+        be committed yet; all since `counting`, so it is bounded by the commits of that time."""
+        self.counting = False
+        """Somebody counts the rows as of some commit from now on. Any thread may set it."""
 
     def settle(self, transaction: int) -> None:
         """A transaction with this number is about to be committed."""
-        if not self.known:
-            self._changed_by[transaction] = dict(self.sums)
+        if self.known:
+            return
+        while not self.counting and len(self._changed_by) > 1:
+            del self._changed_by[next(iter(self._changed_by))]
+        self._changed_by[transaction] = dict(self.sums)
 
     def learn(self, transaction: int, counted: Digests) -> None:
         """Somebody has counted the rows as of a committed transaction.

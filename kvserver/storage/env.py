@@ -1,4 +1,4 @@
-"""The LMDB environment: one write transaction at a time, short reads, and the log beside them.
+"""The storage of a node: one write transaction at a time, short reads, and the log beside them.
 
 A commit flushes its pages, but not yet the root page that names them: that is flushed with the next
 commit. So a crash of the machine may undo the newest commit, as a whole, and never more; what was
@@ -8,273 +8,31 @@ Invariant: after a failed write or commit nothing more is written; the process s
 disk.
 """
 
-import os
+import contextlib
 import secrets
-import shutil
 import struct
-import threading
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Final
 
-import lmdb
-
-from kvserver.errors import DataDirError, NodeError, StoppedError
+from kvserver.errors import NodeError, StoppedError
 from kvserver.storage.contract import LogEntry
 from kvserver.storage.digest import DIGESTED, Digests, Ledger
+from kvserver.storage.environment import Environment, name_format
 from kvserver.storage.log_files import LogFiles, create_log, open_log
 from kvserver.storage.rows import damaged
 from kvserver.storage.schema import (
     DATABASES,
-    FORMAT_VERSION,
-    GENERATION,
+    HISTORY,
     IDENTITY,
-    Database,
+    KEY_HISTORY,
 )
-from kvserver.storage.trouble import trouble
-from kvserver.storage.txn import READING, WRITING, Handles, LmdbReadTxn, LmdbWriteTxn
-
-_ENGINE: Final = 0
-"""LMDB 0.9: pinned here, since the wheel holds two engines and their files differ."""
-
-MAP_BYTES: Final = 64 << 30
-"""Address space, not memory: far above any quota, so that a full map never decides anything."""
-
-_READERS_MAX: Final = 1024
-_LOCK_FILE_BYTES: Final = (_READERS_MAX + 64) * 64
-"""A cache line for each reader, and some for the head."""
-
-_FORMAT_KEY: Final = b"format"
-_FORMAT: Final = struct.Struct(">I")
-_GENERATION_KEY: Final = b"generation"
-_GENERATION: Final = struct.Struct(">I")
-_GENERATION_UNNAMED: Final = 2  # of environments without that row
+from kvserver.storage.txn import READING, WRITING, LmdbReadTxn, LmdbWriteTxn
 
 _LOG_KEY: Final = b"log"
 _LOG: Final = struct.Struct(">QQ")
 """Lineage of the log that belongs to the state; a batch of it that was synced before the commit."""
-
-_IN_ORDER: Final = (IDENTITY, *(each for each in DATABASES if each is not IDENTITY))
-"""The one with the version comes first: another version may have other databases."""
-
-_COMMIT: Final = struct.Struct("=Q")
-_COMMIT_AT: Final = 144
-"""Where a root page ("meta page") keeps the number of its commit."""
-
-
-class _Environment:
-    """An open environment, and who still reads in it."""
-
-    def __init__(self, folder: Path, *, read_only: bool) -> None:
-        """Open, or create.
-
-        Args:
-            folder: of the environment; with `read_only` its file.
-            read_only: leave the file as it is.
-
-        Raises:
-            DataDirError: it is damaged, not LMDB's, or of another format.
-            AccessError: this process may not open it.
-            DiskError: there is no room to open it, or the system is short of something.
-        """
-        self.folder = folder
-        self._file = folder if read_only else folder / "data.mdb"
-        self.fresh = False
-        """It was empty: nothing in it is older than this object."""
-        self._readers = 0
-        self._retired = False
-        self._removed = False
-        self._lock = threading.Lock()
-        try:
-            if not read_only:
-                _allocate_lock_file(folder)
-            self.lmdb = lmdb.open(
-                str(folder),
-                map_size=MAP_BYTES,
-                max_dbs=len(DATABASES) + 32,
-                max_readers=_READERS_MAX,
-                max_spare_txns=16,
-                metasync=False,
-                mode=0o600,
-                lib_version=_ENGINE,
-                readonly=read_only,
-                lock=not read_only,
-                subdir=not read_only,
-            )
-            try:
-                self._check_length()
-                self._check_roots()
-                if read_only:
-                    self.handles = self._databases_as_they_are()
-                else:
-                    with self.lmdb.begin(write=True) as txn:
-                        self.handles = self._databases(txn)
-                    self.lmdb.sync(True)  # what is seen from here on is durable
-            except BaseException:
-                self.lmdb.close()
-                raise
-        except (lmdb.Error, OSError) as error:
-            raise trouble("the database can't be opened", folder, error) from error
-
-    def _check_length(self) -> None:
-        """A file shorter than its last page was chopped: reading it would end the process."""
-        pages = self.lmdb.info()["last_pgno"] + 1
-        wanted = pages * self.lmdb.stat()["psize"]
-        found = self.size
-        # a new environment has no file content beyond its two meta pages
-        if found < wanted:
-            raise damaged(
-                f"{self._file} is {found} bytes long but should be at least {wanted}: "
-                "it was cut off"
-            )
-
-    def _check_roots(self) -> None:
-        """The last two commits have a root page each; with one damaged the other would be believed.
-
-        That would take the last commit back, and perhaps a vote with it.
-        """
-        page_bytes = self.lmdb.stat()["psize"]
-        with self._file.open("rb") as file:
-            head = file.read(2 * page_bytes)
-        numbers = [_COMMIT.unpack_from(head, at + _COMMIT_AT)[0] for at in (0, page_bytes)]
-        # commits take turns: the first root page has the even ones
-        misplaced = any(number and number % 2 != page for page, number in enumerate(numbers))
-        if abs(numbers[0] - numbers[1]) > 1 or misplaced:
-            raise damaged(f"{self._file}: one of its two root pages is damaged")
-
-    def _databases(self, txn: "lmdb.Transaction[bytes]") -> Handles:
-        """All databases; made in a new environment only, together with the version in it.
-
-        One that is missing later is lost: an empty one in its place would be believed. Unless no
-        version has opened the environment yet that knows it.
-        """
-        fresh = self.fresh = txn.stat(self.lmdb.open_db(None, txn=txn))["entries"] == 0
-        if fresh and any(self.folder.glob("journal-*")):
-            raise damaged(f"{self._file} is empty, though a log lies beside it")
-        handles: Handles = {}
-        generation = GENERATION
-        for db in _IN_ORDER:
-            create = fresh or db.since > generation
-            handles[db] = self.lmdb.open_db(db.name, txn=txn, dupsort=db.many, create=create)
-            self._check_flags(db, handles[db])
-            if db is IDENTITY:
-                identity = LmdbWriteTxn(txn, handles)
-                self._check_format(identity, fresh=fresh)
-                generation = GENERATION if fresh else _generation(identity)
-        if fresh or generation < GENERATION:
-            _name_generation(LmdbWriteTxn(txn, handles))
-        return handles
-
-    def _databases_as_they_are(self) -> Handles:
-        handles: Handles = {}
-        generation = GENERATION
-        for db in _IN_ORDER:
-            if db.since <= generation:
-                handles[db] = self.lmdb.open_db(db.name, dupsort=db.many, create=False)
-                self._check_flags(db, handles[db])
-            if db is IDENTITY:
-                with self.lmdb.begin() as txn:
-                    identity = LmdbReadTxn(txn, handles)
-                    self._check_format(identity, fresh=False)
-                    generation = _generation(identity)
-        return handles
-
-    def _check_flags(self, db: Database, handle: "lmdb._Database") -> None:
-        """How the engine orders and finds rows is what the file says, whatever is asked for."""
-        expected = {"dupsort"} if db.many else set()
-        found = {name for name, is_set in handle.flags().items() if is_set}
-        if found != expected:
-            told = f"the database '{db.name.decode()}' is marked {sorted(found)}"
-            raise damaged(f"{self._file}: {told}, and should be {sorted(expected)}")
-
-    def _check_format(self, txn: LmdbReadTxn, *, fresh: bool) -> None:
-        if fresh:
-            assert isinstance(txn, LmdbWriteTxn)
-            txn.put(IDENTITY, _FORMAT_KEY, _FORMAT.pack(FORMAT_VERSION))
-        stored = txn.get(IDENTITY, _FORMAT_KEY)
-        if stored is None:
-            raise damaged(f"{self.folder} has no format version")
-        (version,) = _FORMAT.unpack(stored)
-        if version != FORMAT_VERSION:
-            raise DataDirError(
-                f"{self.folder} has format version {version}, this kvserver reads "
-                f"{FORMAT_VERSION}; start the version that wrote it"
-            )
-
-    @property
-    def size(self) -> int:
-        """Bytes of the file."""
-        return self._file.stat().st_size
-
-    def begin_read(self) -> "lmdb.Transaction[bytes] | None":
-        """A read transaction, to be ended with `end_read`; None if retired."""
-        with self._lock:
-            if self._retired:
-                return None
-            self._readers += 1
-        try:
-            with READING:
-                return self.lmdb.begin()
-        except BaseException:
-            self._leave()
-            raise
-
-    def end_read(self, txn: "lmdb.Transaction[bytes]") -> None:
-        """The transaction is not used any more."""
-        txn.abort()
-        self._leave()
-
-    def _leave(self) -> None:
-        with self._lock:
-            self._readers -= 1
-            close = self._retired and self._readers == 0
-        if close:
-            self._close()
-
-    def retire(self, *, remove: bool) -> None:
-        """Close this one with its last reader: LMDB does not forgive who still uses it.
-
-        Args:
-            remove: the files are not needed any more.
-        """
-        with self._lock:
-            self._retired, self._removed = True, remove
-            close = self._readers == 0
-        if close:
-            self._close()
-
-    def _close(self) -> None:
-        if self._removed:  # of a large file it takes a while, and nobody who serves must wait
-            threading.Thread(target=self._remove, name="remove", daemon=True).start()
-        else:
-            self.lmdb.close()
-
-    def _remove(self) -> None:
-        self.lmdb.close()
-        shutil.rmtree(self.folder, ignore_errors=True)
-
-
-def _generation(txn: LmdbReadTxn) -> int:
-    """Of the youngest databases that are there."""
-    row = txn.get(IDENTITY, _GENERATION_KEY)
-    return _GENERATION_UNNAMED if row is None else int(_GENERATION.unpack(row)[0])
-
-
-def _name_generation(txn: LmdbWriteTxn) -> None:
-    txn.put(IDENTITY, _GENERATION_KEY, _GENERATION.pack(GENERATION))
-
-
-def _allocate_lock_file(folder: Path) -> None:
-    """Let the table of readers be on the disk before it is mapped.
-
-    Else the first reader on a full disk would end the process by a signal.
-    """
-    file = os.open(folder / "lock.mdb", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    try:
-        os.posix_fallocate(file, 0, _LOCK_FILE_BYTES)
-    finally:
-        os.close(file)
 
 
 class _Read:
@@ -315,7 +73,7 @@ class LmdbStorage:
             AccessError: this process may not open it.
             DiskError: there is no room to open it, or the system is short of something.
         """
-        self._environment = _Environment(folder, read_only=read_only)
+        self._environment = Environment(folder, read_only=read_only)
         self._open: LmdbWriteTxn | None = None
         self._failed = False
         self.closed = False
@@ -345,6 +103,21 @@ class LmdbStorage:
         Not before all versions that may open it keep them too: else they would look like damage.
         """
         self._keeps_digests = True
+
+    @property
+    def digests_known(self) -> bool:
+        """Whether the digests of this state are known, from the state or by counting its rows."""
+        return self._ledger.known
+
+    @contextlib.contextmanager
+    def counting(self) -> Iterator[None]:
+        """Within it somebody counts the rows as of a commit, to learn unknown digests."""
+        ledger = self._ledger
+        ledger.counting = True
+        try:
+            yield
+        finally:
+            ledger.counting = False
 
     def learn_digests(self, folder: Path, transaction: int, counted: Digests) -> None:
         """Take over what was counted of a state that named none.
@@ -466,13 +239,20 @@ class LmdbStorage:
         """Bytes of the file, and of it in use by rows."""
         reading = self.read()
         with reading as txn:  # a file that was replaced meanwhile is there until its readers end
-            used = sum(
-                txn.size_of(each) for each in DATABASES if each.replicated and txn.holds(each)
-            )
+            sizes = {
+                each: txn.size_of(each)
+                for each in DATABASES if each.replicated and txn.holds(each)
+            }  # fmt: skip
             size = reading.environment.size
-        if used > size:
+        # The engine goes on counting the last page of a key's values after it has deleted the key,
+        # so the count of this one says little. Each of its values has a row in HISTORY that is no
+        # smaller: it hardly takes more than twice as much.
+        if KEY_HISTORY in sizes:
+            sizes[KEY_HISTORY] = min(sizes[KEY_HISTORY], 2 * sizes[HISTORY], size)
+        used = sum(sizes.values())
+        if used - sizes.get(KEY_HISTORY, 0) > size:
             raise damaged(f"{self.folder}: its databases count {used} bytes in a file of {size}")
-        return size, used
+        return size, min(used, size)
 
     def forget_node(self) -> None:
         """Keep only what is replicated, durably: the storage is a copy that leaves its cluster."""
@@ -480,8 +260,7 @@ class LmdbStorage:
         for database in DATABASES:
             if not database.replicated:
                 writer.clear(database)
-        writer.put(IDENTITY, _FORMAT_KEY, _FORMAT.pack(FORMAT_VERSION))
-        _name_generation(writer)
+        name_format(writer)
         self.commit(durable=True)
 
     def close(self, *, remove: bool = False) -> None:

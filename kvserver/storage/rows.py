@@ -8,7 +8,7 @@ import zlib
 from collections.abc import Iterable
 from typing import Final
 
-from kvserver.errors import DataDirError
+from kvserver.errors import DamagedError
 from kvserver.storage.schema import Database
 
 _CHECKSUM: Final = struct.Struct(">I")
@@ -22,9 +22,9 @@ REPLACE: Final = (
 """What to do about a damaged data directory."""
 
 
-def damaged(what: str) -> DataDirError:
+def damaged(what: str) -> DamagedError:
     """The end of a node whose disk does not hold what was written to it."""
-    return DataDirError(f"{what}; see whether the disk is sound, then replace this node: {REPLACE}")
+    return DamagedError(f"{what}; see whether the disk is sound, then replace this node: {REPLACE}")
 
 
 def seal(key: bytes, content: bytes) -> bytes:

@@ -6,15 +6,22 @@ page is written the next time; `_Walk` mends that.
 """
 
 import struct
+import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Final
 
+import lmdb
 from lmdb.verify import VerifyError, _Verifier
 
+from kvserver.errors import NodeError
 from kvserver.storage.rows import damaged
+from kvserver.storage.trouble import trouble
 
 FOUND_SHOWN_MAX: Final = 3
+
+_SAMPLE_ROWS: Final = 1_000
+"""Enough for branch pages, and values that fill pages of their own."""
 
 _HEADER_BYTES: Final = 16
 _POINTER_BYTES: Final = 2
@@ -45,6 +52,11 @@ class _Walk(_Verifier):
         """Of the page that is walked next."""
         self._below: list[Iterator[Bounds]] = []
         """Of the children of each branch page on the way to it."""
+
+    def load_metas(self) -> None:
+        """Before the size: a commit between the two must not lie beyond the end of the file."""
+        super().load_metas()
+        self.filesize = self.f.seek(0, 2)
 
     def _verify_tree(self, *given: Any, **named: Any) -> Any:
         outside, self._below = self._below, []
@@ -169,11 +181,11 @@ def verify_structure(path: Path, between: Callable[[], object] = lambda: None) -
 
     Args:
         path: of the file.
-        between: called before each page; it may take its time.
+        between: called before each page; it may take its time, or raise a NodeError.
 
     Raises:
-        DataDirError: they do not fit together.
-        OSError: the file can't be read.
+        DamagedError: they do not fit together, or the disk does not give them.
+        NodeError: it can't be done; or whatever `between` raises.
     """
     try:
         with path.open("rb") as file:
@@ -181,11 +193,34 @@ def verify_structure(path: Path, between: Callable[[], object] = lambda: None) -
             problems = _Walk(file, size, between).verify()
     except VerifyError as error:
         problems = [str(error)]
-    except (OSError, MemoryError):
+    except OSError as error:
+        raise trouble("it can't be read", path, error) from error
+    except (NodeError, MemoryError):
         raise
-    except Exception as error:  # noqa: BLE001 - bytes that it can't even take apart
-        problems = [repr(error)]
+    except Exception as error:
+        if not _walks():
+            raise NodeError(f"the installed lmdb can't be used for it ({error!r})") from error
+        problems = [repr(error)]  # bytes that it can't even take apart
     if problems:
         told = "; ".join(problems[:FOUND_SHOWN_MAX])
         more = f" and {len(problems) - FOUND_SHOWN_MAX} more" * (len(problems) > FOUND_SHOWN_MAX)
         raise damaged(f"{path}: its structure is damaged ({told}{more})")
+
+
+def _walks() -> bool:
+    """Whether the walk gets along with the installed library: over a sound file it raises nothing.
+
+    It takes the place of methods that are the library's own affair.
+    """
+    with tempfile.TemporaryDirectory() as folder, lmdb.open(folder, max_dbs=2) as environment:
+        many = environment.open_db(b"many", dupsort=True)
+        one = environment.open_db(b"one")
+        with environment.begin(write=True) as txn:
+            for number in range(_SAMPLE_ROWS):
+                txn.put(b"key", b"%06d" % number, db=many)
+                txn.put(b"%06d" % number, b"value" * (number + 1), db=one)
+        with (Path(folder) / "data.mdb").open("rb") as file:
+            try:
+                return not _Walk(file, file.seek(0, 2), lambda: None).verify()
+            except Exception:  # noqa: BLE001 - that is the question
+                return False

@@ -17,7 +17,7 @@ from kvserver.config import (
     parse_members,
 )
 from kvserver.errors import UsageError
-from kvserver.storage.env import MAP_BYTES
+from kvserver.storage.environment import MAP_BYTES
 
 
 def changed(config: Config, given: Mapping[str, Any]) -> Config:

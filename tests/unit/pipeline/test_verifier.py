@@ -22,6 +22,7 @@ from kvserver.pipeline.verifier import (
     verify_once,
 )
 from kvserver.storage.env import LmdbStorage
+from kvserver.storage.rows import damaged
 from kvserver.storage.schema import KV
 from kvserver.storage.verification import CALM
 
@@ -154,7 +155,7 @@ async def test_what_was_found_of_another_state_says_nothing(
     async def once(*_: object, **__: object) -> Verified:
         if not watched.sound and watched.verifier.generation == 0:
             watched.verifier.replaced(1)
-        return Verified(1, tmp_path, 1)
+        return Verified(1, tmp_path, 1, {})
 
     monkeypatch.setattr(module, "verify_once", once)
     running = asyncio.create_task(watched.verifier.run(0.0, watched.stop))
@@ -343,7 +344,7 @@ async def test_a_disk_without_room_ends_a_pass_in_any_case(
         storage.commit()
         given["calm"]()
         monkeypatch.setattr(module, "LEFT_FREE_BYTES", 0)
-        return Verified(1, tmp_path, 1)
+        return Verified(1, tmp_path, 1, {})
 
     monkeypatch.setattr(module, "verify_once", once)
     running = asyncio.create_task(watched.verifier.run(0.0, watched.stop))
@@ -383,6 +384,74 @@ async def test_the_process_is_told_when_to_be_calm(
     found = await verify_once(storage, stop=asyncio.Event(), calm=lambda: calm)
     assert found is not None
     assert words == ([CALM] if calm else [])
+    storage.close()
+
+
+async def test_damage_to_a_state_that_was_replaced_meanwhile_is_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "RETRY_S", 0.001)
+    watched = Watched(filled(tmp_path))
+    passes = 0
+
+    async def once(*_: object, **__: object) -> Verified:
+        nonlocal passes
+        passes += 1
+        if passes == 1:
+            watched.verifier.replaced(1)
+            raise damaged("a page of the old one")
+        return Verified(1, tmp_path, 1, {})
+
+    monkeypatch.setattr(module, "verify_once", once)
+    running = asyncio.create_task(watched.verifier.run(0.0, watched.stop))
+    await watched.until(lambda: bool(watched.sound))
+    watched.stop.set()
+    await running
+    assert not watched.damage
+    assert watched.verifier.verified
+
+
+async def test_a_state_whose_digests_nobody_knows_is_read_though_it_is_verified(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It was read before it was opened; or a copy without them has taken its place."""
+    monkeypatch.setattr(module, "RETRY_S", 0.001)
+    storage = LmdbStorage(tmp_path)
+    storage.writer().put(KV, b"key", b"value")
+    storage.begin_log(b"", [(b"", 1, 1)])
+    storage.commit()
+    storage.close()
+    storage = LmdbStorage(tmp_path)
+    assert not storage.digests_known
+    watched = Watched(storage)
+    watched.verifier.verified = True
+    running = asyncio.create_task(watched.verifier.run(3600.0, watched.stop))
+    await watched.until(lambda: bool(watched.sound))
+    watched.stop.set()
+    await running
+    storage.close()
+
+
+@pytest.mark.parametrize("stopped", [True, False])
+async def test_a_pass_within_the_process_ends_when_it_is_told_to(
+    tmp_path: Path, stopped: bool
+) -> None:
+    storage = filled(tmp_path)
+    stop = asyncio.Event()
+
+    def between() -> None:
+        if not stopped:
+            raise ShortageError("the file must not grow any more")
+        stop.set()
+
+    verifying = module.verify_inside(
+        storage, stop=stop, on_progress=lambda _: None, between=between
+    )
+    if stopped:
+        assert await verifying is None
+    else:
+        with pytest.raises(ShortageError):
+            await verifying
     storage.close()
 
 

@@ -143,13 +143,26 @@ def test_they_can_be_counted_while_rows_change(tmp_path: Path) -> None:
     storage = rows_of_an_older_version(tmp_path)
     storage.writer().put(KV, b"c", b"3")
     storage.commit()
-    transaction = transaction_of(storage)
-    with storage.read() as txn:
-        then = counted(txn)
-    storage.writer().put(KV, b"a", b"4")
-    storage.commit()
+    with storage.counting():
+        transaction = transaction_of(storage)
+        with storage.read() as txn:
+            then = counted(txn)
+        for number in range(10):
+            storage.writer().put(KV, b"a", b"%d" % number)
+            storage.commit()
     storage.learn_digests(tmp_path, transaction, then)
+    assert storage.digests_known
     assert storage.writer().digests() == counted(storage.writer())
+
+
+def test_nothing_is_remembered_for_nobody(tmp_path: Path) -> None:
+    """Unknown digests may stay so for long, and commits are many."""
+    storage = rows_of_an_older_version(tmp_path)
+    for number in range(10):
+        storage.writer().put(KV, b"a", b"%d" % number)
+        storage.commit()
+    assert not storage.digests_known
+    assert len(storage._ledger._changed_by) <= 2
 
 
 def test_nothing_is_learned_of_another_state(tmp_path: Path) -> None:

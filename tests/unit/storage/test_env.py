@@ -1,6 +1,7 @@
 """The LMDB environment and the data directory around it."""
 
 import contextlib
+import io
 import os
 import subprocess
 import sys
@@ -14,11 +15,11 @@ import lmdb
 import pytest
 
 from kvserver.errors import DataDirError, DiskError
-from kvserver.storage import check, env
+from kvserver.storage import check, environment
 from kvserver.storage.check import check_all
 from kvserver.storage.datadir import DataDir
 from kvserver.storage.env import LmdbStorage
-from kvserver.storage.schema import DATABASES, GENERATION, KV, META, Database
+from kvserver.storage.schema import DATABASES, GENERATION, HISTORY, KEY_HISTORY, KV, META, Database
 
 
 @pytest.fixture
@@ -94,7 +95,7 @@ def test_a_foreign_file_is_refused(tmp_path: Path) -> None:
 
 def test_another_format_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     LmdbStorage(tmp_path).close()
-    monkeypatch.setattr("kvserver.storage.env.FORMAT_VERSION", 99)
+    monkeypatch.setattr("kvserver.storage.environment.FORMAT_VERSION", 99)
     with pytest.raises(DataDirError, match="start the version that wrote it"):
         LmdbStorage(tmp_path)
 
@@ -104,8 +105,8 @@ YOUNG = Database(b"young", "test", replicated=True, since=GENERATION + 1, layout
 
 def younger(monkeypatch: pytest.MonkeyPatch) -> None:
     """From here on this is a later version, with one more database."""
-    monkeypatch.setattr(env, "GENERATION", GENERATION + 1)
-    monkeypatch.setattr(env, "_IN_ORDER", (*env._IN_ORDER, YOUNG))
+    monkeypatch.setattr(environment, "GENERATION", GENERATION + 1)
+    monkeypatch.setattr(environment, "_IN_ORDER", (*environment._IN_ORDER, YOUNG))
     monkeypatch.setattr(check, "DATABASES", (*DATABASES, YOUNG))
 
 
@@ -142,7 +143,9 @@ def test_a_database_that_was_there_before_is_not_made_again(
 ) -> None:
     """An empty one in its place would be believed."""
     LmdbStorage(tmp_path).close()
-    monkeypatch.setattr(env, "_IN_ORDER", (*env._IN_ORDER, replace(YOUNG, since=GENERATION)))
+    monkeypatch.setattr(
+        environment, "_IN_ORDER", (*environment._IN_ORDER, replace(YOUNG, since=GENERATION))
+    )
     with pytest.raises(DataDirError, match="can't be opened"):
         LmdbStorage(tmp_path)
 
@@ -190,6 +193,59 @@ def with_log(folder: Path) -> LmdbStorage:
     storage.begin_log(b"state", [(b"one", 1, 0)])
     storage.commit()
     return storage
+
+
+def test_keys_that_are_gone_take_no_room_and_are_no_damage(tmp_path: Path) -> None:
+    """The engine goes on counting a page of each key that had many values, in every copy too."""
+    (tmp_path / "env").mkdir()
+    storage = LmdbStorage(tmp_path / "env")
+    writer = storage.writer()
+    keys = [b"job/%04d" % number for number in range(200)]
+    moments = [b"%013d" % moment for moment in range(100)]
+    writer.put_many(HISTORY, [(b"%04d" % at + each, b"") for at in range(200) for each in moments])
+    writer.put_many(KEY_HISTORY, [(key, moment) for key in keys for moment in moments])
+    writer.put_many(KEY_HISTORY, [(b"other", moments[0])])
+    storage.commit()
+    _, before = storage.size()
+    assert before > len(keys) * 4096
+    writer = storage.writer()
+    for at, key in enumerate(keys):
+        for moment in moments:
+            writer.delete_value(KEY_HISTORY, key, moment)
+            writer.delete(HISTORY, b"%04d" % at + moment)
+    storage.commit()
+    with storage.read() as txn:
+        assert txn.size_of(KEY_HISTORY) > len(keys) * 4096, "else the engine was mended"
+    _, after = storage.size()
+    assert after < before / 10
+    (tmp_path / "copy").mkdir()
+    storage.copy_to(tmp_path / "copy")
+    storage.close()
+    copy = LmdbStorage(tmp_path / "copy")
+    file_bytes, used = copy.size()
+    assert used <= file_bytes
+    copy.close()
+
+
+def test_commits_between_the_two_roots_are_no_damage(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever verifies reads them beside the node that writes."""
+    storage = LmdbStorage(tmp_path)
+    between = iter([3])
+
+    def slowly(file: Path, mode: str) -> io.BytesIO:
+        with open(file, mode) as opened:
+            head = opened.read(4096)
+            for number in range(next(between, 0)):
+                storage.writer().put(KV, b"%d" % number, b"value")
+                storage.commit()
+            return io.BytesIO(head + opened.read(4096))
+
+    monkeypatch.setattr(Path, "open", slowly)
+    storage._environment._check_roots()
+    monkeypatch.undo()
+    storage.close()
 
 
 def test_a_log_belongs_to_the_state_from_the_commit_on(tmp_path: Path) -> None:
@@ -306,17 +362,17 @@ def test_two_threads_never_get_the_same_new_environment(tmp_path: Path) -> None:
 def test_a_reader_that_can_not_begin_keeps_no_retired_environment_open(
     storage: LmdbStorage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    environment = storage._environment
+    opened = storage._environment
 
     def full(*_: object) -> None:
         raise lmdb.ReadersFullError("full")
 
     with monkeypatch.context() as patch:
-        patch.setattr(env, "READING", contextlib.nullcontext())
-        patch.setattr(environment, "lmdb", SimpleNamespace(begin=full))
+        patch.setattr(environment, "READING", contextlib.nullcontext())
+        patch.setattr(opened, "lmdb", SimpleNamespace(begin=full))
         with pytest.raises(lmdb.ReadersFullError):
-            environment.begin_read()
-    assert environment._readers == 0
+            opened.begin_read()
+    assert opened._readers == 0
 
 
 def test_a_foreign_directory_is_refused(tmp_path: Path) -> None:

@@ -17,6 +17,7 @@ from support.limits import no_more_files
 
 from kvserver.errors import (
     AccessError,
+    DamagedError,
     DataDirError,
     DiskError,
     ExitCode,
@@ -221,9 +222,9 @@ def test_a_log_that_no_file_is_left_for_is_not(
 @pytest.mark.parametrize(
     ("number", "kind"),
     [
-        (errno.EIO, DataDirError),
-        (errno.EUCLEAN, DataDirError),
-        (errno.EISDIR, DataDirError),
+        (errno.EIO, DamagedError),
+        (errno.EUCLEAN, DamagedError),
+        (errno.EISDIR, DamagedError),
         (errno.ENOSPC, DiskError),
         (errno.EDQUOT, DiskError),
         (errno.EMFILE, ShortageError),
@@ -237,11 +238,11 @@ def test_a_log_that_no_file_is_left_for_is_not(
 def test_only_damage_is_called_damage(number: int, kind: type[NodeError], tmp_path: Path) -> None:
     error = trouble("it can't be read", tmp_path / "file", OSError(number, os.strerror(number)))
     assert type(error) is kind
-    assert str(error).endswith(REPLACE) == (kind is DataDirError)
+    assert str(error).endswith(REPLACE) == (kind is DamagedError)
     assert os.strerror(number) in str(error)
 
 
 def test_what_the_engine_finds_is_damage(tmp_path: Path) -> None:
     for kind in (lmdb.InvalidError, lmdb.VersionMismatchError, lmdb.CorruptedError):
-        assert type(trouble("it can't be opened", tmp_path, kind("it says"))) is DataDirError
+        assert type(trouble("it can't be opened", tmp_path, kind("it says"))) is DamagedError
     assert type(trouble("it can't be opened", tmp_path, lmdb.Error("it says"))) is AccessError

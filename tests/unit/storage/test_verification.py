@@ -1,6 +1,7 @@
 """A verification reads the whole file of a state, beside whoever writes it."""
 
 import contextlib
+import errno
 import json
 import subprocess
 import sys
@@ -9,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from kvserver.errors import DataDirError
+from kvserver.errors import DamagedError, DataDirError, NodeError
+from kvserver.storage import structure
 from kvserver.storage.check import check_all
 from kvserver.storage.digest import DIGESTED
 from kvserver.storage.env import LmdbStorage
@@ -204,7 +206,59 @@ def test_what_can_not_be_read_is_not_damaged(
     monkeypatch.setattr("kvserver.storage.structure._Walk.verify", short)
     (tmp_path / "data.mdb").write_bytes(b"")
     run(tmp_path, Pace())
-    assert json.loads(capsys.readouterr().out.splitlines()[-1]) == {"failed": "no memory is left"}
+    told = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert told == {"failed": "MemoryError('no memory is left')"}
+
+
+def test_a_sector_that_the_disk_does_not_give_is_damage(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def bad(*_: object) -> None:
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr("kvserver.storage.structure._Walk.read_page", bad)
+    with pytest.raises(DamagedError, match="it can't be read"):
+        verify(folder)
+
+
+def test_a_library_that_it_does_not_get_along_with_is_no_damage(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another version may call its own methods otherwise."""
+
+    def changed(*_: object, **__: object) -> None:
+        raise TypeError("takes 3 arguments")
+
+    monkeypatch.setattr("kvserver.storage.structure._Walk._walk_leaf", changed)
+    with pytest.raises(NodeError, match="installed lmdb") as caught:
+        verify(folder)
+    assert not isinstance(caught.value, DamagedError)
+
+
+def test_a_file_of_another_version_is_no_damage(
+    folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The code on the disk may have been replaced under the node that runs."""
+    monkeypatch.setattr("kvserver.storage.environment.FORMAT_VERSION", 99)
+    run(folder, Pace())
+    assert "start the version" in json.loads(capsys.readouterr().out.splitlines()[-1])["failed"]
+
+
+def test_a_commit_that_makes_the_file_longer_meanwhile_is_no_damage(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It falls between the look at the length and the one at the roots."""
+    storage = LmdbStorage(folder)
+    load_metas = structure._Walk.load_metas
+
+    def after_a_commit(walk: structure._Walk) -> None:
+        storage.writer().put(KV, b"large", bytes(8 << 20))
+        storage.commit()
+        storage.close()
+        load_metas(walk)
+
+    monkeypatch.setattr(structure._Walk, "load_metas", after_a_commit)
+    assert verify(folder).sound
 
 
 # ---------------------------------------------------------------------------- beside a writer
