@@ -17,6 +17,7 @@ from kvserver.errors import (
     CorruptClusterError,
     DefragmentFailedError,
     NotLeaderError,
+    TooManyRequestsError,
     UnverifiedError,
 )
 from kvserver.mvcc.hashing import StoredHashBuilder
@@ -35,6 +36,9 @@ API_LEVEL: Final = "3.5.0"
 API_VERSION: Final = f"{API_LEVEL}+kvserver.{__version__}"
 """And by whom (semver build metadata)."""
 
+HASHES_MAX: Final = 2
+"""Calls of HashKV that are answered at a time."""
+
 SLICE_ROWS: Final = 2_000
 """Rows hashed before other requests get their turn."""
 
@@ -47,6 +51,7 @@ class MaintenanceServicer(rpc_pb2_grpc.MaintenanceServicer):
     def __init__(self, door: Door) -> None:
         self._door = door
         self._snapshots = Snapshots(door.make_backup, API_VERSION)
+        self._hashing = 0
 
     async def Status(
         self,
@@ -146,10 +151,24 @@ class MaintenanceServicer(rpc_pb2_grpc.MaintenanceServicer):
             return response
 
     async def _hash_at(self, revision: int) -> KeptHash | StateHash:
+        """In threads, so that a slow disk stops nobody else; few at a time, as they take the GIL.
+
+        Raises:
+            TooManyRequestsError: others are under way.
+        """
+        if self._hashing >= HASHES_MAX:
+            raise TooManyRequestsError
+        self._hashing += 1
+        try:
+            return await self._hash_in_slices(revision)
+        finally:
+            self._hashing -= 1
+
+    async def _hash_in_slices(self, revision: int) -> KeptHash | StateHash:
         kept = self._door.feature_level() >= KEPT_HASH_LEVEL
         found = (KeptHash if kept else StateHash)(self._door.storage, revision)
         loop = asyncio.get_running_loop()
-        while not await loop.run_in_executor(None, found.step):  # a slow disk stops nobody else
+        while not await loop.run_in_executor(None, found.step):
             pass
         return found
 

@@ -83,10 +83,12 @@ class AlarmKeeper:
         self._tell()
         if status is None or not self._role.leads:
             return
+        words: dict[MemberId, bool | None]
         words = {peer: said.out_of_space for peer, said in status.peers.items()}
+        words[self._me] = full
         due = due_changes(
             self._alarms.raised,
-            out_of_space={**words, self._me: full},
+            out_of_space=words | dict.fromkeys(status.unverified & words.keys()),
             members=self._roster.members.keys(),
         )
         for change in due:

@@ -108,21 +108,21 @@ def _by_itself(alarm: Alarm, action: AlarmRequest.AlarmAction.ValueType) -> Chan
 def due_changes(
     raised: Mapping[Alarm, bool],
     *,
-    out_of_space: Mapping[MemberId, bool],
+    out_of_space: Mapping[MemberId, bool | None],
     members: AbstractSet[MemberId],
 ) -> Iterable[ChangeAlarm]:
     """What the active has to propose so that the alarms are as the members say.
 
     Args:
         raised: alarm -> whether by the cluster itself.
-        out_of_space: what each member that is there says. One that is not has no say: it may never
-            come back, and says so itself if it does.
+        out_of_space: what each member that is there says, None while it can't tell. One that is not
+            there has no say: it may never come back, and says so itself if it does.
         members: of the cluster. Alarms of others are about nobody any more.
     """
     for member, full in out_of_space.items():
         if full and member in members and Alarm(member, NOSPACE) not in raised:
             yield raising(Alarm(member, NOSPACE))
     for alarm, by_itself in raised.items():
-        over = alarm.kind == NOSPACE and not out_of_space.get(alarm.member, False)
+        over = alarm.kind == NOSPACE and out_of_space.get(alarm.member, False) is False
         if by_itself and (over or alarm.member not in members):
             yield disarming(alarm)

@@ -152,7 +152,9 @@ class Comparison:
         self._ask = HashAsk()
         """Newest one of this node; its round tells the looks apart."""
         self._words: dict[MemberId, HashWord] = {}
-        """Answers to it."""
+        """Answers to it, as far as they have come."""
+        self._done: set[MemberId] = set()
+        """Who has said all."""
         self._suspects: frozenset[Suspicion] = frozenset()
         """Odd at the last look that could tell."""
         self._present: frozenset[MemberId] = frozenset()
@@ -167,6 +169,8 @@ class Comparison:
         # an older version tells no index; the process before this one may have used the same round
         if word.round == self._ask.round and word.index in (0, self._ask.index):
             self._words[member] = word
+            if not word.partial:
+                self._done.add(member)
 
     async def run(self, interval_s: float, stop: asyncio.Event) -> None:
         """Compare and answer until `stop` is set; no slice is under way after the return.
@@ -213,16 +217,17 @@ class Comparison:
         if moment is None:
             return
         ask = HashAsk(round=self._ask.round + 1, revision=moment.revision, index=moment.index)
-        self._ask, self._words = ask, {}
+        self._ask, self._words, self._done = ask, {}, set()
         for peer in peers:
             self._say(peer, PeerMessage(hash_ask=ask))
 
         def ended() -> bool:
             return stop.is_set() or not self._role.active
 
-        own = await self._word(ask, ended)
+        own = await self._digests(ask, ended)
+        await self._add_hash(own, ask.revision, ended)
         give_up_at = began + ROUND_S_MAX
-        while (peers & self._peers()) - self._words.keys():
+        while (peers & self._peers()) - self._done:
             if ended() or self._clock.monotonic() > give_up_at:
                 break
             await asyncio.sleep(TICK_S)
@@ -253,17 +258,19 @@ class Comparison:
     async def _judge(self, found: Mapping[str, Mapping[MemberId, int]], moment: Moment) -> None:
         members = self._roster.members
         voters = {member for member, each in members.items() if not each.learner}
-        suspects: set[Suspicion] = set()
+        before, now = self._suspects, set[Suspicion]()
+        told_apart = set()
         for name, told in found.items():
             odd = odd_ones(told, voters=voters, known=self._alarms.corrupt)
-            if odd is None:
-                suspects |= {each for each in self._suspects if each[1] == name}
-            else:
-                suspects |= {(member, name) for member in odd}
+            if odd is not None:
+                told_apart.add(name)
+                now |= {(member, name) for member in odd}
             if odd is None or odd:
                 self._tell_difference(name, told, odd, moment)
-        before, self._suspects = self._suspects, frozenset(suspects)
-        again = {member for member, _ in self._suspects & before} - self._alarms.corrupt
+        # A look that can't tell in a database changes nothing about it. It accuses nobody either:
+        # who is accused was found odd by two looks, this one among them.
+        self._suspects = frozenset(now | {each for each in before if each[1] not in told_apart})
+        again = {member for member, _ in now & before} - self._alarms.corrupt
         # all at once, this node last: once it is named it hands over, and if not all are named by
         # then, one of them serves alone, as a witness whom nobody contradicts
         order = sorted(again, key=lambda member: (member == self._me, member))
@@ -297,21 +304,28 @@ class Comparison:
         def ended() -> bool:
             return stop.is_set() or self._asked is not None
 
-        word = await self._word(ask, ended)
+        word = await self._digests(ask, ended)
+        if word.digests and not ended():
+            self._say(member, PeerMessage(hash_word=word))
+        await self._add_hash(word, ask.revision, ended)
         if not ended():
             self._say(member, PeerMessage(hash_word=word))
 
-    async def _word(self, ask: HashAsk, ended: Callable[[], bool]) -> HashWord:
-        """What this node has to say; of no use if it is ended before."""
-        word = HashWord(round=ask.round, index=ask.index)
-        moment = await self._moment(ask.index, ended)  # first, since it is soon forgotten
+    async def _digests(self, ask: HashAsk, ended: Callable[[], bool]) -> HashWord:
+        """What this node can say at once. First, since it is soon forgotten."""
+        word = HashWord(round=ask.round, index=ask.index, partial=True)
+        moment = await self._moment(ask.index, ended)
         if moment is not None:
             word.tidy = moment.tidy
             word.digests.extend(moment.digests)
-        value = await self._hash(ask.revision, ended)
+        return word
+
+    async def _add_hash(self, word: HashWord, revision: int, ended: Callable[[], bool]) -> None:
+        """The rest of what it has to say; of no use if it is ended before."""
+        value = await self._hash(revision, ended)
+        word.partial = False
         if value is not None:
             word.known, word.hash = True, value
-        return word
 
     async def _moment(self, index: int, ended: Callable[[], bool]) -> Moment | None:
         """That of an entry, which may not be applied yet; None if it is not known (any more)."""

@@ -5,7 +5,8 @@ the active the time in which the next requests would be read. Whoever was just a
 ask again: while many do, the next batch waits for most of them. Few wait only now and then, to see
 whether they are more.
 
-`came` and `answered` belong to the main thread; `holds`, `taken` and `forget` to the raft thread.
+`came` belongs to the main thread, `holds`, `taken` and `forget` to the raft thread, `answered` to
+the one that learns how a batch has ended.
 """
 
 import asyncio

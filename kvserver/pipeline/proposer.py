@@ -123,7 +123,7 @@ class Proposer:
         try:
             self._room.admit(command)
         except NoSpaceError:
-            if not (command.session and await self._is_settled(command)):
+            if not (command.session and await self._is_settled(command, size)):
                 raise
             self._check_open(size)  # others came meanwhile
         loop = asyncio.get_running_loop()
@@ -145,15 +145,19 @@ class Proposer:
         if full or self._open_bytes + size > self._limits.pending_bytes_max:
             raise TooManyRequestsError
 
-    async def _is_settled(self, command: Command) -> bool:
+    async def _is_settled(self, command: Command, size: int) -> bool:
         """Whether a numbered write for which there is no room puts nothing any more.
 
         Load-bearing: an earlier attempt may still be in the queue or in the log, even if nobody
         waits for it any more. It must not be applied after its client was told that there is no
         room. What is proposed behind it is applied after it, so first that is waited for.
         """
-        await self.propose(Command(pass_time=PassTime()))
-        return await self._room.is_settled(command)
+        self._open_bytes += size
+        try:
+            await self.propose(Command(pass_time=PassTime()))
+            return await self._room.is_settled(command)
+        finally:
+            self._open_bytes -= size
 
     def log_time_ms(self) -> int:
         """Log time now, if this node is the active."""

@@ -202,7 +202,7 @@ class GuardedRaft(Voter):
         if self._transfer is None:
             voters = self._campaign.peers
             matches = {n.id: self.match_indexes[n] for n in self.connected_nodes if n.id in voters}
-            if (successor := self.unfit.successor(matches, target)) is None:
+            if (successor := self.unfit.successor(self._me, matches, target)) is None:
                 return target if target in matches.keys() - self.unfit.disqualified else None
             give_up_at = self._clock.monotonic() + self._timings.election_timeout_max
             self._transfer = Transfer(self._nodes[successor], give_up_at)

@@ -192,6 +192,7 @@ class RaftEngine:
         self._look_at_fitness()
         self._take_compacted()
         self._deliver()
+        self._look_at_fitness()  # again, with what peers have just said about themselves
         if self._identity.established:
             reads, self._reads = self._reads, []
             refused = reads if reads and not self._raft.read(reads) else []

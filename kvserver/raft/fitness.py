@@ -34,8 +34,8 @@ class Fitness:
 
     reasons: frozenset[Reason] = frozenset()
     trusted: bool = False
-    """It may serve unverified: since it began it has met nobody who was verified, nor anybody who
-    had. So it is after a restart of all; see `Trust`."""
+    """It may serve unverified: it had met nobody who was verified, nor anybody who had, when its
+    leadership began, or until now if it does not lead: so after a restart of all. See `Trust`."""
 
     @property
     def may_serve(self) -> bool:
@@ -83,17 +83,21 @@ class Unfit:
         return unverified and any(peer not in self.all for peer in present)
 
     def successor(
-        self, candidates: Mapping[MemberId, int], wanted: MemberId | None
+        self, me: MemberId, candidates: Mapping[MemberId, int], wanted: MemberId | None
     ) -> MemberId | None:
         """To whom a leader hands over; None if there is nobody it should be.
 
         Args:
+            me: the leader.
             candidates: voters whose connection is up, and the newest entry that each has.
             wanted: the one that is asked for; None for the best.
         """
         able = candidates.keys() - self.disqualified
-        # who is unverified would lead and serve nothing, for a while: better than nobody
-        choice = able - self.unverified or able
+        choice = able - self.unverified
+        if not choice and me in self.all:
+            # One that is unverified would serve nothing, for a while, which is better than nobody.
+            # A fit leader has none of them: they leave it to who is fit, as long as it is there.
+            choice = able
         if wanted is not None:
             return wanted if wanted in choice else None
         return max(choice, key=lambda member: (candidates[member], -member), default=None)

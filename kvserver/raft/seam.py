@@ -41,6 +41,7 @@ class Peer(int, Node):  # type: ignore[misc] # two classes that each define how 
     """
 
     id = property(int.__int__)
+    __str__ = int.__repr__
 
 
 def check_library() -> None:
@@ -176,6 +177,10 @@ class Seam(SyncObj):  # type: ignore[misc] # the library has no types
     def told_to_stand(self) -> bool:
         """True if the leader has handed over to this member."""
         return bool(self._SyncObj__transferInProgress)
+
+    @told_to_stand.setter
+    def told_to_stand(self, told: bool) -> None:
+        self._SyncObj__transferInProgress = told
 
     @property
     def next_indexes(self) -> dict[Node, int]:

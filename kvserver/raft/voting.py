@@ -106,6 +106,7 @@ class Voter(Seam):
         if self.leading:
             return
         if not self._may_stand(now):
+            self.told_to_stand = False  # else it would stand much later, and without a pre-vote
             self.election_deadline = now + self.draw_timeout()
             return
         if self.connected_nodes and (self._pre_vote_won or self.told_to_stand):
@@ -206,9 +207,7 @@ class Voter(Seam):
             self.to_library(node, {"type": "response_vote", "term": reply.term})
 
     def _on_timeout_now(self, node: Node, message: raft_pb2.TimeoutNow) -> None:
-        # who is unverified is told to by a leader that has nobody better
-        barred = self._me in self.unfit.disqualified and self._must_yield
-        able = self._voting and not barred
+        able = self._may_stand(self._clock.monotonic())
         # without a quorum it would only depose the leader; it is told again while that waits
         if message.term == self.term and able and self._reaches_quorum():
             self._event("election.campaign", term=self.term + 1, reason="leader hands over")

@@ -1091,6 +1091,7 @@ class HashWord(_message.Message):
     INDEX_FIELD_NUMBER: _builtins.int
     DIGESTS_FIELD_NUMBER: _builtins.int
     TIDY_FIELD_NUMBER: _builtins.int
+    PARTIAL_FIELD_NUMBER: _builtins.int
     round: _builtins.int
     known: _builtins.bool
     """False if the state has not reached the revision, or does not keep it any more."""
@@ -1100,6 +1101,8 @@ class HashWord(_message.Message):
     pipeline/moments.py, and whether compacted changes are all removed.
     """
     tidy: _builtins.bool
+    partial: _builtins.bool
+    """The hash, which takes a while, follows with another word."""
     @_builtins.property
     def digests(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]: ...
     def __init__(
@@ -1111,10 +1114,11 @@ class HashWord(_message.Message):
         index: _builtins.int = ...,
         digests: _abc.Iterable[_builtins.int] | None = ...,
         tidy: _builtins.bool = ...,
+        partial: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["digests", b"digests", "hash", b"hash", "index", b"index", "known", b"known", "round", b"round", "tidy", b"tidy"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["digests", b"digests", "hash", b"hash", "index", b"index", "known", b"known", "partial", b"partial", "round", b"round", "tidy", b"tidy"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -63,6 +63,9 @@ MESSAGES: Final = {
             round=9, known=True, index=1001, digests=[1, 0xFFFFFFFFFFFFFFFF, 0], tidy=True
         )
     ),
+    "hash_word before the hash": PeerMessage(
+        hash_word=HashWord(round=9, index=1001, digests=[1, 2], tidy=True, partial=True)
+    ),
     "refusal": PeerMessage(refusal=Refusal(reason="because", lost_disk=True, not_member=True)),
     "welcome": PeerMessage(
         welcome=Welcome(member_id=0xA1, membership=Membership(cluster_id=0xC1, members=MEMBERS))

@@ -33,6 +33,7 @@ class Status:
     def __init__(self) -> None:
         self.peers = {OTHER: PublishMember(id=OTHER)}
         self.fitness = Fitness()
+        self.unverified: frozenset[MemberId] = frozenset()
 
 
 class Bench:
@@ -138,3 +139,17 @@ async def test_who_is_unverified_does_not_say_that_it_is_full(bench: Bench) -> N
     bench.status.fitness = Fitness()
     await bench.look()
     assert bench.words == [True]
+
+
+async def test_an_alarm_stays_while_nobody_can_tell_whether_it_is_over(bench: Bench) -> None:
+    """So it is after a restart of all members."""
+    for member in (ME, OTHER):
+        bench.alarms.change(bench.storage.writer(), raising(Alarm(member, NOSPACE)))
+    bench.status.fitness = Fitness(frozenset({Reason.UNVERIFIED}))
+    bench.status.unverified = frozenset({ME, OTHER})
+    await bench.look()
+    assert bench.proposed == []
+    bench.status.unverified = frozenset({OTHER})
+    bench.status.fitness = Fitness()
+    await bench.look()
+    assert bench.changes == [disarming(Alarm(ME, NOSPACE))]

@@ -100,7 +100,9 @@ def test_the_texts_are_etcds() -> None:
     assert BAD_2.text() == f"memberID:{2**63 + 2} alarm:CORRUPT "
 
 
-def due(raised: Mapping[Alarm, bool], out_of_space: Mapping[MemberId, bool]) -> list[ChangeAlarm]:
+def due(
+    raised: Mapping[Alarm, bool], out_of_space: Mapping[MemberId, bool | None]
+) -> list[ChangeAlarm]:
     return list(due_changes(raised, out_of_space=out_of_space, members={ONE, TWO}))
 
 
@@ -119,6 +121,11 @@ def test_who_is_not_a_member_gets_none() -> None:
 def test_it_ends_when_there_is_room_or_the_member_is_not_there(words: dict[MemberId, bool]) -> None:
     assert due({FULL_2: True}, words) == [disarming(FULL_2)]
     assert due({FULL_2: False}, words) == [], "raised by hand"
+
+
+def test_who_can_not_tell_keeps_its_alarm_and_gets_none() -> None:
+    assert due({FULL_2: True}, {ONE: False, TWO: None}) == []
+    assert due({}, {ONE: False, TWO: None}) == []
 
 
 def test_a_corrupt_member_stays_so_until_it_is_replaced() -> None:

@@ -168,6 +168,23 @@ async def test_a_difference_that_is_gone_is_forgotten(bench: Bench) -> None:
     assert bench.alarms.raised == {}
 
 
+async def test_a_look_at_which_a_member_says_nothing_does_not_accuse_it(bench: Bench) -> None:
+    """It would be named, and then the two others as well, of which nobody knows who is right."""
+    for answers in ({B: 0, C: 1}, {B: 1, C: None}, {B: 0, C: 0}, {B: 0, C: 0}):
+        bench.answers, bench.events = answers, []
+        bench.stop.clear()
+        await bench.run(times=1)
+    assert bench.alarms.raised == {}
+
+
+async def test_a_look_that_can_not_tell_does_not_acquit_it_either(bench: Bench) -> None:
+    for answers in ({B: 0, C: 1}, {B: 1, C: None}, {B: None, C: None}, {B: 0, C: 1}):
+        bench.answers, bench.events = answers, []
+        bench.stop.clear()
+        await bench.run(times=1)
+    assert bench.alarms.raised == {Alarm(C, CORRUPT): True}
+
+
 async def test_the_active_may_be_the_odd_one(bench: Bench) -> None:
     bench.answers = {B: 1, C: 1}
     await bench.run(times=3)

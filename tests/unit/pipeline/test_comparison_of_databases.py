@@ -1,6 +1,7 @@
 """Three members that apply the same entries are compared in all of their databases."""
 
 import asyncio
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -174,6 +175,28 @@ async def test_members_that_differ_in_different_databases_are_told_apart_each() 
     assert trio.corrupt == {B, C}
 
 
+async def test_digests_are_told_before_the_hash_that_takes_a_while(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A large state may take longer to be hashed than a look lasts."""
+    trio = Trio()
+    trio.nodes[B].lose(SESSION)
+
+    async def never(revision: int, ended: Callable[[], bool]) -> None:
+        while not ended():
+            await asyncio.sleep(0.001)
+
+    monkeypatch.setattr(comparison, "ROUND_S_MAX", 0.05)
+    for me in (B, C):
+        monkeypatch.setattr(trio.nodes[me].comparison, "_hash", never)
+    looking = asyncio.create_task(trio.compare(1000))
+    async with asyncio.timeout(20):
+        while not trio.corrupt:
+            await asyncio.sleep(0.01)
+    looking.cancel()
+    assert trio.corrupt == {B}
+
+
 async def test_a_difference_is_believed_only_if_another_entry_shows_it_again() -> None:
     trio = Trio()
     await trio.compare(1)
@@ -264,13 +287,18 @@ async def test_a_peer_that_is_behind_answers_when_it_gets_there() -> None:
     ahead = trio.nodes[A].state
     index = ahead.applier.applied_index
     ask = HashAsk(round=1, revision=ahead.revision, index=index)
-    answering = asyncio.create_task(behind.comparison._word(ask, lambda: False))
+    words: list[HashWord] = []
+    behind.comparison._say = lambda _, message: words.append(message.hash_word)
+    behind.comparison.heard(A, PeerMessage(hash_ask=ask))
+    answering = asyncio.create_task(behind.comparison._answer(trio.stop))
     await asyncio.sleep(0)
     assert not answering.done()
     behind.state.apply(put("later"))
     behind.state.turn()
-    word, moment = await answering, ahead.applier.moments.get(index)
+    await answering
+    moment = ahead.applier.moments.get(index)
     assert moment is not None
+    word = words[-1]
     assert tuple(word.digests) == moment.digests
     assert word.known
 

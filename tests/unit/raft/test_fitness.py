@@ -65,7 +65,9 @@ def test_who_yields(unfit: Unfit, present: tuple[MemberId, ...], yields: bool) -
         (Unfit(), {B: 5, C: 9}, B, B),
         (Unfit(unverified=frozenset({C})), {B: 5, C: 9}, None, B),
         (Unfit(unverified=frozenset({C})), {B: 5, C: 9}, C, None),
-        (Unfit(unverified=frozenset({B, C})), {B: 5, C: 9}, None, C),
+        (Unfit(unverified=frozenset({B, C})), {B: 5, C: 9}, None, None),
+        (Unfit(unverified=frozenset({A, B, C})), {B: 5, C: 9}, None, C),
+        (Unfit(frozenset({A}), frozenset({B, C})), {B: 5, C: 9}, None, C),
         (Unfit(disqualified=frozenset({C})), {B: 5, C: 9}, None, B),
         (Unfit(disqualified=frozenset({B, C})), {B: 5, C: 9}, None, None),
         (Unfit(), {}, None, None),
@@ -75,7 +77,7 @@ def test_who_yields(unfit: Unfit, present: tuple[MemberId, ...], yields: bool) -
 def test_to_whom_a_leader_hands_over(
     unfit: Unfit, matches: dict[MemberId, int], wanted: MemberId | None, chosen: MemberId | None
 ) -> None:
-    assert unfit.successor(matches, wanted) == chosen
+    assert unfit.successor(A, matches, wanted) == chosen
 
 
 def test_trust_ends_when_somebody_verified_is_met() -> None:

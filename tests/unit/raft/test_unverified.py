@@ -4,6 +4,8 @@ import pytest
 from support.sim_network import NEVER
 from support.simulation import Cluster, SimNode
 
+from kvpb import raft_pb2
+from kvpb.raft_pb2 import PeerMessage
 from kvserver.raft.fitness import Reason
 from kvserver.raft.journal import LogBounds
 
@@ -87,6 +89,57 @@ def test_nobody_hands_over_to_it_while_somebody_else_is_there(born: Cluster) -> 
     assert active_of(born) is active
     born.commit(b"nothing has begun")
     assert active.engine.hand_over() == second.me
+
+
+def test_a_fit_leader_hands_over_to_nobody_rather_than_to_it(born: Cluster) -> None:
+    """It would leave it to the leader, who would have nothing proposed meanwhile."""
+    first, second = ranked(born)
+    (first,) = back(born, first)
+    born.crash(second.me)
+    born.run(0.1)
+    active = active_of(born)
+    assert active.engine.hand_over() is None
+    assert active.engine.hand_over(first.me) == first.me  # to be asked for again
+    born.commit(b"nothing has begun")
+
+
+def test_who_is_told_to_stand_and_may_not_forgets_it(born: Cluster) -> None:
+    """Else it stood once it is verified, without a pre-vote, beside a leader that is well."""
+    first, second = ranked(born)
+    (first,) = back(born, first)
+    active, term = active_of(born), active_of(born).status.term
+    born.crash(second.me)
+    born.run(0.1)
+    raft = active.engine._raft
+    tell = PeerMessage(timeout_now=raft_pb2.TimeoutNow(term=term))
+    active.engine.send(first.me, tell, after_sync=False)
+    born.run(0.2)
+    first.engine._raft.told_to_stand = True  # as by one that came while it might
+    born.run(0.2)
+    assert not first.engine._raft.told_to_stand
+    first.end_verification()
+    born.run(5.0)
+    assert active_of(born) is active
+    assert active.status.term == term
+    assert raft.leading
+
+
+def test_who_says_that_it_is_unverified_as_it_connects_is_not_taken_for_fit(born: Cluster) -> None:
+    """An unverified leader yields to who is fit; nobody here is."""
+    active = active_of(born)
+    first, second = back(born, *ranked(born))
+    born.crash(active.me)
+    born.run(5.0)
+    leader = active_of(born)
+    assert not leader.status.fitness.may_serve, "it has met who is gone"
+    term = leader.status.term
+    other = second if leader is first else first
+    for _ in range(3):
+        born.crash(other.me)
+        other = born.start(other.name)
+        born.run(1.0)
+        assert active_of(born) is leader
+        assert leader.status.term == term
 
 
 def test_who_asks_again_has_it_lead_once_it_is_verified(born: Cluster) -> None:
