@@ -7,6 +7,7 @@ from typing import Final
 from google.protobuf.message import DecodeError
 
 from kvpb.raft_pb2 import Hello, Joining, PeerMessage, Welcome
+from kvserver.raft.dialling import dial
 from kvserver.raft.frames import FRAME_BYTES_MAX, FrameDecoder, FrameError, encode_frame
 from kvserver.raft.identity import PROTOCOL_VERSION
 from kvserver.telemetry import Repeats
@@ -39,7 +40,7 @@ async def ask_to_join(
             try:
                 answer = await asyncio.wait_for(_ask(address, frame), ANSWER_WITHIN_S)
             except (OSError, TimeoutError, FrameError, DecodeError) as error:
-                reason = f"no answer: {str(error) or 'too late'}"
+                reason = str(error) or f"no answer from {address} in time"
             else:
                 if answer.HasField("welcome"):
                     return answer.welcome
@@ -51,8 +52,12 @@ async def ask_to_join(
 
 async def _ask(address: str, frame: bytes) -> PeerMessage:
     """One question on a connection of its own; an empty message if it ends without an answer."""
-    host, _, port = address.rpartition(":")
-    reader, writer = await asyncio.open_connection(host.strip("[]"), int(port))
+    loop = asyncio.get_running_loop()
+    reader = asyncio.StreamReader(loop=loop)
+    transport, protocol = await dial(
+        lambda: asyncio.StreamReaderProtocol(reader, loop=loop), address, ANSWER_WITHIN_S
+    )
+    writer = asyncio.StreamWriter(transport, protocol, reader, loop)
     try:
         writer.write(frame)
         decoder = FrameDecoder()

@@ -15,6 +15,7 @@ from google.protobuf.message import DecodeError
 from kvpb.raft_pb2 import Hello, Member, PeerMessage, Refusal
 from kvserver.clock import Clock
 from kvserver.errors import AddressError
+from kvserver.raft.dialling import dial
 from kvserver.raft.entry import MemberId
 from kvserver.raft.frames import (
     FRAME_BYTES_MAX,
@@ -175,8 +176,7 @@ class PeerTransport:
         A pair is connected by the one with the lower id. Only when there is no connection for a
         while does the other one try: its peer may not know it yet.
         """
-        loop = asyncio.get_running_loop()
-        host, _, port = self._peers[member].peer_address.rpartition(":")
+        address = self._peers[member].peer_address
         delay = REDIAL_FIRST_S
         while True:
             if self.links.me > member:
@@ -187,14 +187,14 @@ class PeerTransport:
             lost.clear()
             begun = self.links.clock.monotonic()
             try:
-                async with asyncio.timeout(DIAL_WITHIN_S):
-                    _, connection = await loop.create_connection(
-                        lambda: PeerConnection(self, dialled=member), host.strip("[]"), int(port)
-                    )
+                _, connection = await dial(
+                    lambda: PeerConnection(self, dialled=member), address, DIAL_WITHIN_S
+                )
                 await lost.wait()
                 believed, refused = connection.believed, connection.refused
-            except OSError:
+            except OSError as error:
                 believed, refused = False, False
+                self._tell_unreachable(member, str(error))
             stood = believed and self.links.clock.monotonic() - begun >= STABLE_S
             if refused:  # perhaps by a peer that is itself believed
                 await asyncio.sleep(REDIAL_REFUSED_S)
@@ -203,6 +203,12 @@ class PeerTransport:
             else:
                 await asyncio.sleep(delay)
                 delay = min(delay * 2, REDIAL_MAX_S)
+
+    def _tell_unreachable(self, member: MemberId, reason: str) -> None:
+        if member in self._connections:
+            return  # it has dialled this node
+        if self.complaints.is_news((member, reason), self.links.clock.monotonic()):
+            self.links.on_event("peer.unreachable", peer=self.name(member), reason=reason)
 
     async def _keep_alive(self) -> None:
         """Give signs of life, and drop whom none came from."""

@@ -241,12 +241,28 @@ async def test_a_host_that_does_not_answer_is_dialled_again(
         await asyncio.sleep(3600)
 
     monkeypatch.setattr(transports, "DIAL_WITHIN_S", 0.05)
-    monkeypatch.setattr(asyncio.get_running_loop(), "create_connection", unanswered)
+    monkeypatch.setattr(asyncio.get_running_loop(), "sock_connect", unanswered)
     one = End(ONE, free_port(), TWO, free_port())
     await one.transport.start()
     async with asyncio.timeout(10):
         while dialled < 3:
             await asyncio.sleep(0.01)
+    await one.transport.close()
+    (told,) = [fields for name, fields in one.log if name == "peer.unreachable"]
+    assert told["peer"] == "n2"
+    assert "no answer" in str(told["reason"])
+
+
+async def test_a_name_that_is_none_is_told_and_tried_again(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(transports, "REDIAL_FIRST_S", 0.001)
+    one = End(ONE, free_port(), TWO, free_port())
+    one.transport.set_peers({TWO: Member(id=TWO, name="n2", peer_address="a..b:2380")})
+    await one.transport.start()
+    await one.until_logged("is not known")
+    await asyncio.sleep(0.1)
+    assert not one.transport._dials[TWO].done()
     await one.transport.close()
 
 
