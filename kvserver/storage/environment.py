@@ -12,7 +12,7 @@ from typing import Final
 
 import lmdb
 
-from kvserver.errors import DataDirError
+from kvserver.errors import DataDirError, NodeError
 from kvserver.storage.rows import damaged
 from kvserver.storage.schema import (
     DATABASES,
@@ -47,8 +47,8 @@ _COMMIT: Final = struct.Struct("=Q")
 _COMMIT_AT: Final = 144
 """Where a root page ("meta page") keeps the number of its commit."""
 
-ROOT_READS: Final = 3
-"""Before the two roots of a file are believed not to belong together."""
+ROOT_READS_MAX: Final = 1_000
+"""Of a file that is written meanwhile: each takes some microseconds, a commit far more."""
 
 
 class Environment:
@@ -67,6 +67,7 @@ class Environment:
             DiskError: there is no room to open it, or the system is short of something.
         """
         self.folder = folder
+        self._read_only = read_only
         self._file = folder if read_only else folder / "data.mdb"
         self.fresh = False
         """It was empty: nothing in it is older than this object."""
@@ -123,15 +124,21 @@ class Environment:
         That would take the last commit back, and perhaps a vote with it.
         """
         page_bytes = self.lmdb.stat()["psize"]
-        for _ in range(ROOT_READS):  # beside a writer commits may fall between the two
-            with self._file.open("rb") as file:
-                head = file.read(2 * page_bytes)
-            numbers = [_COMMIT.unpack_from(head, at + _COMMIT_AT)[0] for at in (0, page_bytes)]
+        for _ in range(ROOT_READS_MAX):  # beside a writer commits may fall between the two
+            numbers = self._commits(page_bytes)
             # commits take turns: the first root page has the even ones
             misplaced = any(number and number % 2 != page for page, number in enumerate(numbers))
             if abs(numbers[0] - numbers[1]) <= 1 and not misplaced:
                 return
-        raise damaged(f"{self._file}: one of its two root pages is damaged")
+            if numbers == self._commits(page_bytes):
+                raise damaged(f"{self._file}: one of its two root pages is damaged")
+        raise NodeError(f"the roots of {self._file} never stood still")
+
+    def _commits(self, page_bytes: int) -> list[int]:
+        """Numbers of the commits that the two root pages are of."""
+        with self._file.open("rb", buffering=0) as file:
+            head = file.read(2 * page_bytes)
+        return [_COMMIT.unpack_from(head, at + _COMMIT_AT)[0] for at in (0, page_bytes)]
 
     def _databases(self, txn: "lmdb.Transaction[bytes]") -> Handles:
         """All databases; made in a new environment only, together with the version in it.
@@ -164,7 +171,7 @@ class Environment:
                 handles[db] = self.lmdb.open_db(db.name, dupsort=db.many, create=False)
                 self._check_flags(db, handles[db])
             if db is IDENTITY:
-                with self.lmdb.begin() as txn:
+                with self._begin_beside_a_writer() as txn:
                     identity = LmdbReadTxn(txn, handles)
                     self._check_format(identity, fresh=False)
                     generation = _generation(identity)
@@ -205,10 +212,24 @@ class Environment:
             self._readers += 1
         try:
             with READING:
-                return self.lmdb.begin()
+                return self._begin_beside_a_writer() if self._read_only else self.lmdb.begin()
         except BaseException:
             self._leave()
             raise
+
+    def _begin_beside_a_writer(self) -> "lmdb.Transaction[bytes]":
+        """Begin to read a file that another process may write.
+
+        The engine takes the newest root, and then what it says. With two commits in between the
+        root is another one, or half another one: so it is looked at again.
+        """
+        page_bytes = self.lmdb.stat()["psize"]
+        for _ in range(ROOT_READS_MAX):
+            txn = self.lmdb.begin()
+            if txn.id() in self._commits(page_bytes):
+                return txn
+            txn.abort()
+        raise NodeError(f"the roots of {self._file} never stood still")
 
     def end_read(self, txn: "lmdb.Transaction[bytes]") -> None:
         """The transaction is not used any more."""

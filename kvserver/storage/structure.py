@@ -5,6 +5,7 @@ does not look at the separators that lead a search, and passes over numbers that
 page is written the next time; `_Walk` mends that.
 """
 
+import os
 import struct
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
@@ -19,6 +20,12 @@ from kvserver.storage.rows import damaged
 from kvserver.storage.trouble import trouble
 
 FOUND_SHOWN_MAX: Final = 3
+
+ROOT_READS_MAX: Final = 1_000
+"""They take some microseconds, a commit at least as many tenths of a millisecond."""
+
+_ROOTS_BYTES: Final = 2 << 15
+"""Of two pages of the largest size that there is."""
 
 _SAMPLE_ROWS: Final = 1_000
 """Enough for branch pages, and values that fill pages of their own."""
@@ -54,9 +61,26 @@ class _Walk(_Verifier):
         """Of the children of each branch page on the way to it."""
 
     def load_metas(self) -> None:
-        """Before the size: a commit between the two must not lie beyond the end of the file."""
-        super().load_metas()
-        self.filesize = self.f.seek(0, 2)
+        """Read both roots as they are between two commits, and then the size.
+
+        Beside a writer a root may change while it is read, and the file be longer than it was.
+        """
+        for _ in range(ROOT_READS_MAX):
+            self.errors = []
+            before, failure = self._roots(), None
+            try:
+                super().load_metas()
+            except VerifyError as error:
+                failure = error
+            self.filesize = self.f.seek(0, 2)
+            if self._roots() == before:
+                if failure is not None:
+                    raise failure
+                return
+        raise NodeError("the roots of the database never stood still")
+
+    def _roots(self) -> bytes:
+        return os.pread(self.f.fileno(), _ROOTS_BYTES, 0)
 
     def _verify_tree(self, *given: Any, **named: Any) -> Any:
         outside, self._below = self._below, []
@@ -188,7 +212,7 @@ def verify_structure(path: Path, between: Callable[[], object] = lambda: None) -
         NodeError: it can't be done; or whatever `between` raises.
     """
     try:
-        with path.open("rb") as file:
+        with path.open("rb", buffering=0) as file:  # what was read before may have changed
             size = file.seek(0, 2)
             problems = _Walk(file, size, between).verify()
     except VerifyError as error:
@@ -219,7 +243,7 @@ def _walks() -> bool:
             for number in range(_SAMPLE_ROWS):
                 txn.put(b"key", b"%06d" % number, db=many)
                 txn.put(b"%06d" % number, b"value" * (number + 1), db=one)
-        with (Path(folder) / "data.mdb").open("rb") as file:
+        with (Path(folder) / "data.mdb").open("rb", buffering=0) as file:
             try:
                 return not _Walk(file, file.seek(0, 2), lambda: None).verify()
             except Exception:  # noqa: BLE001 - that is the question

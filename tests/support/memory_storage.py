@@ -389,6 +389,7 @@ class MemoryCopies:
         self.failing = False
         """No copy can be made."""
         self.compacting = False
+        self.rejected = 0
         self._compact_in = 0
         self._compacted: MemoryStorage | None = None
 
@@ -474,6 +475,7 @@ class MemoryCopies:
     def reject(self, fresh: Storage) -> None:
         assert isinstance(fresh, MemoryStorage)
         fresh.rejected = True
+        self.rejected += 1
 
     def adopt(self, fresh: Storage) -> None:
         assert isinstance(fresh, MemoryStorage)

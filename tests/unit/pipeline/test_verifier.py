@@ -387,6 +387,28 @@ async def test_the_process_is_told_when_to_be_calm(
     storage.close()
 
 
+async def test_a_state_that_took_the_place_is_read_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    watched = Watched(filled(tmp_path))
+    passes = 0
+
+    async def once(*_: object, **__: object) -> Verified:
+        nonlocal passes
+        passes += 1
+        return Verified(1, tmp_path, 1, {})
+
+    monkeypatch.setattr(module, "verify_once", once)
+    running = asyncio.create_task(watched.verifier.run(0.0, watched.stop))
+    await watched.until(lambda: len(watched.sound) == 1)
+    watched.verifier.replaced(1)
+    await watched.until(lambda: len(watched.sound) == 2)
+    await asyncio.sleep(0.1)
+    watched.stop.set()
+    await running
+    assert passes == 2
+
+
 async def test_damage_to_a_state_that_was_replaced_meanwhile_is_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

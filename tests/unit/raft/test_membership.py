@@ -153,7 +153,11 @@ def test_a_learner_is_promoted_once_it_has_most_of_the_log(
         return
     after = promotable(before, MemberId(number), match, commit)
     assert after.voters == ids(1, 2, 3, 4)
-    assert not after.members[MemberId(4)].promote_in_step
+    expected = raft_pb2.Member()
+    expected.CopyFrom(before.members[MemberId(4)])
+    expected.learner = expected.promote_in_step = False
+    assert after.members[MemberId(4)] == expected, "nothing else of it changes"
+    assert expected.name
     assert before.voters == ids(1, 2, 3), "the configuration in force is not touched"
 
 

@@ -209,6 +209,7 @@ def test_an_old_copy_is_not_adopted(cluster: Cluster, more: int) -> None:
     cluster.run(1)
     assert "snapshot.receive" in events(standby)
     assert "snapshot.adopted" not in events(standby)
+    assert standby.copies.rejected == 1, "its files are not needed any more"
     assert in_step(cluster, standby.name, active)
 
 

@@ -91,6 +91,13 @@ def test_who_asks_after_a_copy_was_given_up_gets_a_newer_one(
     assert source.events == []
 
 
+def test_what_has_not_arrived_is_not_opened(sides: tuple[Side, Side]) -> None:
+    _, target = sides
+    target.copies.begin_opening(b"")
+    assert target.copies._opening is None
+    assert not target.copies.opening
+
+
 def test_a_copy_that_is_given_up_leaves_nothing(
     sides: tuple[Side, Side], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -234,8 +234,8 @@ def test_commits_between_the_two_roots_are_no_damage(
     storage = LmdbStorage(tmp_path)
     between = iter([3])
 
-    def slowly(file: Path, mode: str) -> io.BytesIO:
-        with open(file, mode) as opened:
+    def slowly(file: Path, mode: str, buffering: int) -> io.BytesIO:
+        with open(file, mode, buffering) as opened:
             head = opened.read(4096)
             for number in range(next(between, 0)):
                 storage.writer().put(KV, b"%d" % number, b"value")
@@ -347,6 +347,14 @@ def test_what_a_start_believes_is_durable_first(
         monkeypatch.setattr(Path, "is_mount", lambda _: True)
         owner.environment()
         assert synced == [owner.path.stat().st_ino]
+
+
+def test_no_file_stays_open_behind_a_storage(tmp_path: Path) -> None:
+    LmdbStorage(tmp_path).close()
+    before = len(os.listdir("/proc/self/fd"))
+    for _ in range(5):
+        LmdbStorage(tmp_path).close()
+    assert len(os.listdir("/proc/self/fd")) == before
 
 
 def test_two_threads_never_get_the_same_new_environment(tmp_path: Path) -> None:
