@@ -20,7 +20,7 @@ from kvserver.config import Config, flag_name
 from kvserver.errors import DiskError, ExitCode, LostDiskError, NodeError, StoppedError
 from kvserver.node import Node
 from kvserver.storage.open_files import raise_limit
-from kvserver.telemetry import Event, start_logging
+from kvserver.telemetry import Event, drain_log, start_logging
 
 _RESTARTS: Final = "_KVSERVER_RESTARTS"
 """How often in a row this process has started over; kept across exec."""
@@ -174,6 +174,7 @@ def _start_over(event: Event, *, ran_s: float) -> None:
 
 
 def _replace_process() -> NoReturn:
+    drain_log()
     # as it was started: with -m instead, a kvserver in the working directory would take its place
     os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])  # noqa: S606
 

@@ -1,7 +1,6 @@
 """The composition root: builds the rooms, starts them in order, watches them, stops them."""
 
 import asyncio
-import faulthandler
 import os
 import random
 import secrets
@@ -48,7 +47,7 @@ from kvserver.raft.status import EngineParts, RaftStatus
 from kvserver.raft.transport import Links, PeerTransport
 from kvserver.storage.contract import Storage
 from kvserver.storage.copies import LmdbCopies
-from kvserver.telemetry import Event
+from kvserver.telemetry import Event, drain_log, log_stacks
 from kvserver.tuning import prefer_throughput
 
 BEAT_S: Final = 0.05
@@ -462,7 +461,8 @@ class Node:
     def _die(self, thread: str) -> None:
         """End the process now: a stuck thread can't be stopped."""
         self._event("node.stuck", thread=thread, step="exit")
-        faulthandler.dump_traceback(all_threads=True)
+        log_stacks()
+        drain_log()
         os._exit(ExitCode.STUCK)
 
     # ------------------------------------------------------------------ stopping

@@ -1,19 +1,27 @@
 """Text logs on stderr: one line per event that a person cares about, logfmt."""
 
+import atexit
 import logging
 import sys
+import threading
+import traceback
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, MutableMapping
 from datetime import UTC, datetime
-from typing import Any, Final
+from typing import Any, Final, TextIO, cast
 
 import structlog
+
+from kvserver.log_output import LogOutput
 
 Event = Callable[..., None]
 """Logs one event: its name with dots, then fields by keyword."""
 
 TOLD_AGAIN_S: Final = 30.0
 TOLD_KEPT_MAX: Final = 256
+
+DRAIN_S: Final = 1.0
+"""How long a process that ends waits for its last lines to get out."""
 
 LEVELS = ("debug", "info", "warning", "error")
 
@@ -60,6 +68,10 @@ def _value(value: object) -> str:
     return text
 
 
+def _dropped(lines: int) -> str:
+    return _render(None, "warning", {"event": "log.dropped", "lines": lines})
+
+
 def _render(_logger: object, level: str, fields: MutableMapping[str, Any]) -> str:
     """`2026-11-23T08:30:00.123456Z info    role.changed role=active term=3`."""
     name = fields.pop("event")
@@ -68,12 +80,32 @@ def _render(_logger: object, level: str, fields: MutableMapping[str, Any]) -> st
     return f"{moment} {level:<7} {name}{rest}"
 
 
+def log_stacks() -> None:
+    """Log what every thread is doing now, the newest call last."""
+    names = {thread.ident: thread.name for thread in threading.enumerate()}
+    for ident, frame in sys._current_frames().items():  # noqa: SLF001 - for this
+        told = "".join(traceback.format_stack(frame))
+        sys.stderr.write(f"Thread {names.get(ident, ident)}:\n{told}")
+
+
+def drain_log() -> None:
+    """Let what was logged get out, before the process ends or becomes another one."""
+    if isinstance(sys.stderr, LogOutput):
+        sys.stderr.drain(DRAIN_S)
+
+
 def start_logging(level: str) -> Event:
-    """Send everything of `level` and above to stderr; returns what logs an event."""
+    """Send everything of `level` and above to stderr; returns what logs an event.
+
+    From here on nobody in this process waits for stderr, whoever writes to it.
+    """
+    if not isinstance(sys.stderr, LogOutput):
+        sys.stderr = LogOutput(sys.__stderr__.fileno() if sys.__stderr__ else 2, _dropped)
+        atexit.register(drain_log)
     structlog.configure(
         processors=[_render],
         wrapper_class=structlog.make_filtering_bound_logger(logging.getLevelName(level.upper())),
-        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
+        logger_factory=structlog.WriteLoggerFactory(cast("TextIO", sys.stderr)),
     )
     logger = structlog.get_logger()
 
