@@ -127,6 +127,13 @@ def serve(config: Config) -> ExitCode:
         print(f"kvserver: {error}", file=sys.stderr)
         return error.exit_code
     event = start_logging(config.log_level)
+    try:
+        return _serve_and_say(config, event)
+    finally:
+        drain_log()
+
+
+def _serve_and_say(config: Config, event: Event) -> ExitCode:
     _raise_limit(event)
     started = SystemClock().monotonic()
     try:

@@ -264,12 +264,21 @@ class AnswerTooLargeError(RequestError):
     """The write was applied when it was sent before; its answer was too large to be kept."""
 
 
+class WriteTooExpensiveError(RequestError):
+    """The write would look at, or answer with, more than one may; nothing changed."""
+
+
+class ResponseTooLargeError(RequestError):
+    """The answer to a read would be larger than one may be."""
+
+
 ERROR_NUMBERS: Final[Mapping[int, type[RequestError]]] = {
     1: KeyNotFoundError,
     2: LeaseNotFoundError,
     3: CompactedError,
     4: FutureRevisionError,
     5: LeaseExistsError,
+    6: WriteTooExpensiveError,
 }
 """Errors that applying a command can raise. The numbers are in the replicated state and on
 disks: one is never changed, and never given to another error, even if its own is raised no more."""

@@ -216,10 +216,10 @@ class Node:
             feature_level=lambda: applier.feature_level,
             room=self._space,
         )
+        applier.awaited = self._proposer.awaits
         self._herald = Herald(
             self._roster, self._proposer, feature_level=lambda: applier.feature_level,
-            spawn=self._spawn, on_event=self._event,
-        )  # fmt: skip
+            spawn=self._spawn, on_event=self._event)  # fmt: skip
         self._role = RoleMachine(self._me, self._limits, clock, self._on_role)
         self._keeper = AlarmKeeper(
             self._me, applier.alarms, self._space, role=self._role, roster=self._roster,

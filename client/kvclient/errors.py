@@ -135,6 +135,23 @@ class RequestTooLarge(ServerError):
     advice = "the request is larger than the server takes: split the value or the transaction"
 
 
+class WriteTooExpensive(ServerError):
+    """A write whose compares, ranges or deletions look at too many keys, or answer too much."""
+
+    text = (
+        "kvserver: a write may look at 20000 keys in its compares, ranges and deletions with "
+        "prev_kv, and answer with 16 MiB: read before it, or name fewer keys"
+    )
+    advice = "the write looks at too many keys, or answers too much: read before it, or split it"
+
+
+class ResponseTooLarge(ServerError):
+    """The answer to a read above the server's limit, 64 MiB."""
+
+    text = "kvserver: the answer would be larger than 64 MiB: set a limit, go on from the last key"
+    advice = "the answer is larger than 64 MiB: set a limit, and go on from the last key"
+
+
 class Compacted(ServerError):
     """A revision older than what the server keeps."""
 
@@ -347,6 +364,8 @@ BY_TEXT: Mapping[str, type[ServerError]] = {
         ValueProvided,
         LeaseProvided,
         TooManyOps,
+        WriteTooExpensive,
+        ResponseTooLarge,
         DuplicateKey,
         InvalidSortOption,
         RequestTooLarge,

@@ -4,7 +4,8 @@ Steps 1, 2 and 9 of a put (ARCHITECTURE.md): receive, check, respond.
 """
 
 import asyncio
-from typing import Any, Final
+from collections.abc import Generator
+from typing import Any, Final, TypeVar
 
 import grpc
 
@@ -12,16 +13,40 @@ from kvpb import rpc_pb2, rpc_pb2_grpc
 from kvpb.raft_pb2 import Command
 from kvserver.api import session, validate
 from kvserver.api.door import Door
-from kvserver.mvcc.ranges import RangeBuilder, read_range
+from kvserver.errors import ResponseTooLargeError
+from kvserver.mvcc.budget import UNBOUNDED, Budget
+from kvserver.mvcc.ranges import RangeBuilder
 from kvserver.mvcc.store import current_revision, read_txn
 from kvserver.pipeline.outcome import Response
 
 SLICE_KEYS: Final = 500
 """Keys of a large range that are read before other requests get their turn."""
 
+RESPONSE_BYTES_MAX: Final = 64 << 20
+"""Of the keys and values of one answer. gRPC takes it as one buffer: each MiB holds up all that is
+served, and the thread that keeps the leadership, for half a millisecond."""
+
 COMPACTION_LOOK_S: Final = 0.02
 
 Context = grpc.aio.ServicerContext
+
+T = TypeVar("T")
+
+
+def _room() -> Budget:
+    """For the answer to a read."""
+    return Budget(UNBOUNDED, RESPONSE_BYTES_MAX, ResponseTooLargeError)
+
+
+async def _drive(work: Generator[None, None, T]) -> T:
+    """Do work that yields now and then; others get their turn meanwhile."""
+    while True:
+        try:
+            next(work)
+        except StopIteration as end:
+            result: T = end.value
+            return result
+        await asyncio.sleep(0)
 
 
 class KvServicer(rpc_pb2_grpc.KVServicer):
@@ -90,13 +115,10 @@ class KvServicer(rpc_pb2_grpc.KVServicer):
         await self._door.read_moment(serializable=request.serializable)
         with self._door.storage.read() as txn:
             revision = current_revision(txn)
-            if not request.range_end:
-                response = read_range(txn, request, revision)
-            else:
-                builder = RangeBuilder(txn, request, revision)
-                while not builder.step(SLICE_KEYS):
-                    await asyncio.sleep(0)
-                response = builder.response
+            builder = RangeBuilder(txn, request, revision, _room())
+            while not builder.step(SLICE_KEYS):
+                await asyncio.sleep(0)
+            response = builder.response
         self._door.fill(response.header, revision)
         return response
 
@@ -124,7 +146,7 @@ class KvServicer(rpc_pb2_grpc.KVServicer):
         else:
             await self._door.reader.linearizable()
             with self._door.storage.read() as txn:
-                response = read_txn(txn, request)
+                response = await _drive(read_txn(txn, request, _room()))
         self._door.fill(response.header)
         return response
 

@@ -128,6 +128,15 @@ CATALOGUE: Final[dict[type[errors.RequestError], Status]] = {
     errors.WriteIdReusedError: Status(
         StatusCode.INVALID_ARGUMENT, "kvserver: another write of the session has this number"
     ),
+    errors.WriteTooExpensiveError: Status(
+        StatusCode.INVALID_ARGUMENT,
+        "kvserver: a write may look at 20000 keys in its compares, ranges and deletions with "
+        "prev_kv, and answer with 16 MiB: read before it, or name fewer keys",
+    ),
+    errors.ResponseTooLargeError: Status(
+        StatusCode.RESOURCE_EXHAUSTED,
+        "kvserver: the answer would be larger than 64 MiB: set a limit, go on from the last key",
+    ),
     errors.AnswerTooLargeError: Status(
         StatusCode.FAILED_PRECONDITION,
         "kvserver: the write was applied, but its answer was too large to be kept",

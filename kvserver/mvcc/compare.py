@@ -1,6 +1,9 @@
 """Compares of a transaction: is what it expects true of the state before it?"""
 
+from collections.abc import Generator
+
 from kvpb.rpc_pb2 import Compare
+from kvserver.mvcc.budget import STEP_ROWS, Budget
 from kvserver.mvcc.interval import bounds
 from kvserver.mvcc.keyvalue import Row, decode_row
 from kvserver.storage.contract import ReadTxn
@@ -10,19 +13,30 @@ _MISSING = Row(0, 0, 0, 0, b"")
 """What a key that does not exist compares as, but for its value."""
 
 
-def holds(txn: ReadTxn, compare: Compare) -> bool:
-    """True if every key of the compare satisfies it; an empty range counts as a missing key."""
+def holds(txn: ReadTxn, compare: Compare, budget: Budget) -> Generator[None, None, bool]:
+    """Look whether every key of the compare satisfies it; an empty range counts as a missing key.
+
+    Yields:
+        Now and then, as it goes on.
+
+    Returns:
+        True if they do.
+    """
     if not compare.range_end:
+        budget.visit()
         stored = txn.get(KV, bounds(compare.key, b"")[0])
         return (
             _missing_holds(compare) if stored is None else _row_holds(compare, decode_row(stored))
         )
-    empty = True
+    looked = 0
     for _, stored in txn.scan(KV, *bounds(compare.key, compare.range_end)):
-        empty = False
+        budget.visit()
+        looked += 1
+        if not looked % STEP_ROWS:
+            yield
         if not _row_holds(compare, decode_row(stored)):
             return False
-    return _missing_holds(compare) if empty else True
+    return True if looked else _missing_holds(compare)
 
 
 def _missing_holds(compare: Compare) -> bool:

@@ -1,6 +1,6 @@
 """A sign of life from commands that change very many keys: whoever watches sees that they go on."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator
 from itertools import islice
 from typing import Final, TypeVar
 
@@ -21,6 +21,16 @@ class Pace:
         rest = iter(items)
         while some := list(islice(rest, STEP_KEYS)):
             yield some
+            self.steps += 1
+
+    def drive(self, work: Generator[None, None, T]) -> T:
+        """Do work that yields now and then; each time counts."""
+        while True:
+            try:
+                next(work)
+            except StopIteration as end:
+                result: T = end.value
+                return result
             self.steps += 1
 
     def all(self, items: Iterable[T]) -> list[T]:

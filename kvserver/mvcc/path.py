@@ -1,10 +1,11 @@
 """The way of a transaction through its branches, fixed and checked before anything is changed."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass
 
 from kvpb.rpc_pb2 import PutRequest, RangeRequest, RequestOp, TxnRequest, TxnResponse
 from kvserver.errors import CompactedError, FutureRevisionError, KeyNotFoundError
+from kvserver.mvcc.budget import Budget
 from kvserver.mvcc.compare import holds
 from kvserver.mvcc.history import compacted_revision
 from kvserver.mvcc.interval import Interval, bounds, covers
@@ -42,17 +43,28 @@ class Path:
         return response
 
 
-def choose_path(txn: ReadTxn, request: TxnRequest) -> Path:
-    """All compares, nested ones too, are evaluated against the state before the transaction."""
-    succeeded = all(holds(txn, compare) for compare in request.compare)
-    ops = request.success if succeeded else request.failure
-    return Path(
-        succeeded,
-        [
-            (op, choose_path(txn, op.request_txn) if op.HasField("request_txn") else None)
-            for op in ops
-        ],
-    )
+def choose_path(txn: ReadTxn, request: TxnRequest, budget: Budget) -> Generator[None, None, Path]:
+    """All compares, nested ones too, are evaluated against the state before the transaction.
+
+    Yields:
+        Now and then, as it goes on.
+
+    Returns:
+        The path.
+    """
+    succeeded = True
+    for compare in request.compare:
+        succeeded = yield from holds(txn, compare, budget)
+        yield
+        if not succeeded:
+            break
+    ops: list[tuple[RequestOp, Path | None]] = []
+    for op in request.success if succeeded else request.failure:
+        nested = None
+        if op.HasField("request_txn"):
+            nested = yield from choose_path(txn, op.request_txn, budget)
+        ops.append((op, nested))
+    return Path(succeeded, ops)
 
 
 def check_path(txn: ReadTxn, path: Path, leases: Leases) -> None:

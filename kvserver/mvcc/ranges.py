@@ -3,11 +3,12 @@
 A range is read in steps, so that a large one does not keep its caller's loop from other requests.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from itertools import islice
 from typing import Final
 
 from kvpb.rpc_pb2 import RangeRequest, RangeResponse
+from kvserver.mvcc.budget import STEP_ROWS, Budget
 from kvserver.mvcc.history import check_revision, keys_at, row_of_moment
 from kvserver.mvcc.interval import bounds
 from kvserver.mvcc.keyvalue import Row, decode_row
@@ -32,7 +33,9 @@ class RangeBuilder:
     wait as rows.
     """
 
-    def __init__(self, txn: ReadTxn, request: RangeRequest, revision: int) -> None:
+    def __init__(
+        self, txn: ReadTxn, request: RangeRequest, revision: int, budget: Budget | None = None
+    ) -> None:
         """Read `request` from `txn`, whose current revision is `revision`.
 
         Raises:
@@ -43,6 +46,7 @@ class RangeBuilder:
         self.response.header.revision = revision
         self._request = request
         self._txn = txn
+        self._budget = budget or Budget()
         interval = bounds(request.key, request.range_end)
         self._fetch_max = 0 if request.count_only else _fetch_max(request)
         """Key-value pairs to fetch, in key order; None for all."""
@@ -55,8 +59,13 @@ class RangeBuilder:
         self._work = self._read_past(*interval) if past else self._read(*interval)
 
     def step(self, keys_max: int) -> bool:
-        """Read up to `keys_max` more keys; True once `response` is complete."""
+        """Read up to `keys_max` more keys; True once `response` is complete.
+
+        Raises:
+            RequestError: that of the budget, if it is used up.
+        """
         seen = sum(1 for _ in islice(self._work, keys_max))
+        self._budget.visit(seen)
         if seen == keys_max:
             return False
         self._finish()
@@ -88,6 +97,8 @@ class RangeBuilder:
 
     def _take(self, key: bytes, row: Row) -> None:
         self._fetched += 1
+        left_out = self._request.keys_only and self._at_once
+        self._budget.hold(len(key) + (0 if left_out else len(row.value)))
         if self._at_once:
             self._answer(key, row)
         else:
@@ -117,11 +128,20 @@ class RangeBuilder:
         response.more = 0 < request.limit < available
 
 
-def read_range(txn: ReadTxn, request: RangeRequest, revision: int) -> RangeResponse:
-    """The whole reply at once."""
-    builder = RangeBuilder(txn, request, revision)
-    while not builder.step(1 << 30):
-        pass
+def read_range(
+    txn: ReadTxn, request: RangeRequest, revision: int, budget: Budget | None = None
+) -> Generator[None, None, RangeResponse]:
+    """Read a range, some keys at a time.
+
+    Yields:
+        Now and then, as it goes on.
+
+    Returns:
+        The reply.
+    """
+    builder = RangeBuilder(txn, request, revision, budget)
+    while not builder.step(STEP_ROWS):
+        yield
     return builder.response
 
 

@@ -135,7 +135,12 @@ class Sessions:
         return None
 
     def keep(
-        self, command: Command, answer: Message | RequestError, *, numbered_errors: bool
+        self,
+        command: Command,
+        answer: Message | RequestError,
+        *,
+        numbered_errors: bool,
+        cut: bool = False,
     ) -> None:
         """What a numbered write was answered, now that it is applied.
 
@@ -143,6 +148,7 @@ class Sessions:
             command: the write.
             answer: its response, or the error with which it changed nothing.
             numbered_errors: whether an error is kept by number; all members must read that.
+            cut: the response is not whole, since it is larger than what is kept.
         """
         session = self._find(command.session)
         kept = KeptAnswer(sequence=command.sequence, digest=_digest(command))
@@ -151,11 +157,10 @@ class Sessions:
         elif isinstance(answer, RequestError):
             kept.error = _NAME_OF[type(answer)]
         else:
-            response = answer.SerializeToString(deterministic=True)
             room = min(KEPT_BYTES_MAX, SESSION_BYTES_MAX - session.bytes)
-            if len(response) <= room:
-                kept.response = response
-                session.bytes += len(response)
+            if not cut and answer.ByteSize() <= room:
+                kept.response = answer.SerializeToString(deterministic=True)
+                session.bytes += len(kept.response)
             else:
                 kept.too_large = True
         session.answers[command.sequence] = kept

@@ -4,8 +4,8 @@ Invariant: the same commands in the same order give the same rows and the same r
 node.
 """
 
-from collections.abc import Collection, Iterator
-from dataclasses import dataclass
+from collections.abc import Collection, Generator, Iterator
+from dataclasses import dataclass, field
 from typing import Final
 
 from kvpb.rpc_pb2 import (
@@ -19,11 +19,19 @@ from kvpb.rpc_pb2 import (
     LeaseRevokeResponse,
     PutRequest,
     PutResponse,
+    RangeRequest,
     RangeResponse,
     TxnRequest,
     TxnResponse,
 )
 from kvserver.errors import CompactedError, FutureRevisionError
+from kvserver.mvcc.budget import (
+    ANSWER_BYTES_MAX,
+    STEP_ROWS,
+    UNBOUNDED,
+    VISITED_ROWS_MAX,
+    Budget,
+)
 from kvserver.mvcc.history import (
     DELETE,
     PUT,
@@ -77,6 +85,13 @@ class Writer:
         """Changes that are not in the history yet. Invariant: as for `_unwritten`."""
         self.changes: list[Change] = []
         """All that was changed, in order."""
+        self.limited = False
+        """Commands are held to the limits of budget.py: all members must do the same."""
+        self.answer_bytes_max = UNBOUNDED
+        """What is worth having of the answer to the next command; it is cut beyond, 0 if nobody
+        waits for it. Nothing else depends on it: members may have different ones."""
+        self.cut = False
+        """The answer to the newest command is not whole."""
         self.leases = Leases(txn, log_time_ms, self._pace)
         self.sessions = Sessions(txn, self.leases)
 
@@ -129,12 +144,26 @@ class Writer:
         return response
 
     def delete_range(self, request: DeleteRangeRequest) -> DeleteRangeResponse:
-        """Delete the keys of a range; a revision only if there were any."""
+        """Delete the keys of a range; a revision only if there were any.
+
+        Raises:
+            WriteTooExpensiveError: nothing changed.
+        """
         self._write()
-        response = self._delete_range(request, self.revision + 1)
+        if request.prev_kv:
+            self._pace.drive(self._measure_deletion(request, self._budget()))
+        run = self._begin_run()
+        response = self._delete_range(request, run)
         if response.deleted:
             self.revision += 1
+        self.cut = run.cut
         return response
+
+    def _budget(self) -> Budget:
+        return Budget(VISITED_ROWS_MAX, ANSWER_BYTES_MAX) if self.limited else Budget()
+
+    def _begin_run(self) -> "_Run":
+        return _Run(self.revision + 1, self.answer_bytes_max)
 
     def grant(self, request: LeaseGrantRequest) -> LeaseGrantResponse:
         """Begin a lease.
@@ -206,17 +235,52 @@ class Writer:
             RequestError: an operation of the taken path can't be done; nothing changed.
         """
         self._write()
-        path = choose_path(self._txn, request)
+        budget = self._budget()
+        path = self._pace.drive(choose_path(self._txn, request, budget))
         check_path(self._txn, path, self.leases)
         check_ranges(self._txn, path, self.revision)
+        if self.limited:
+            self._pace.drive(self._measure(path, budget))
+        run = self._begin_run()
         # what names the revision before the change must not see the change
-        pinned = [read_range(self._txn, named, self.revision) for named in path.pinned_ranges()]
-        run = _Run(iter(pinned), self.revision + 1)
+        run.pinned = iter([self._range(named, run) for named in path.pinned_ranges()])
         response = self._take(path, run)
         if run.changed:
             self.revision = run.revision
         response.header.revision = self.revision
+        self.cut = run.cut
         return response
+
+    def _measure(self, path: Path, budget: Budget) -> Generator[None, None, None]:
+        """See what the operations of a path would look at, and answer with, before any is done.
+
+        Puts of the same path add to that no more than a request holds.
+        """
+        for op in path.flat():
+            if op.HasField("request_range"):
+                yield from read_range(self._txn, op.request_range, self.revision, budget)
+            elif op.request_delete_range.prev_kv:
+                yield from self._measure_deletion(op.request_delete_range, budget)
+
+    def _measure_deletion(
+        self, request: DeleteRangeRequest, budget: Budget
+    ) -> Generator[None, None, None]:
+        """The same for a deletion that answers with what was there."""
+        if self.limited and request.range_end:
+            found = self._txn.scan(KV, *bounds(request.key, request.range_end))
+            for number, (key, stored) in enumerate(found, 1):
+                budget.visit()
+                budget.hold(len(key) + len(stored))
+                if not number % STEP_ROWS:
+                    yield
+
+    def _range(self, request: RangeRequest, run: "_Run") -> RangeResponse:
+        """A range of a transaction; empty if the answer is cut already."""
+        if run.cut:
+            return RangeResponse()
+        found = self._pace.drive(read_range(self._txn, request, run.seen))
+        run.answers(found.ByteSize())
+        return found
 
     def _put(self, request: PutRequest, revision: int) -> PutResponse:
         key = request.key
@@ -235,7 +299,8 @@ class Writer:
         if left != row.lease:
             self.leases.move(key, left, row.lease)
 
-    def _delete_range(self, request: DeleteRangeRequest, revision: int) -> DeleteRangeResponse:
+    def _delete_range(self, request: DeleteRangeRequest, run: "_Run") -> DeleteRangeResponse:
+        revision = run.revision
         if request.range_end:
             gone = self._pace.all(self._txn.scan(KV, *bounds(request.key, request.range_end)))
         else:
@@ -244,8 +309,9 @@ class Writer:
         response = DeleteRangeResponse(deleted=len(gone))
         for some in self._pace.chunks(gone):
             for key, stored in some:
-                if request.prev_kv:
+                if request.prev_kv and not run.cut:
                     response.prev_kvs.append(to_message(key, decode_row(stored)))
+                    run.answers(len(key) + len(response.prev_kvs[-1].value))
                 self._delete(key, stored, revision)
         response.header.revision = revision if gone else revision - 1
         return response
@@ -266,17 +332,13 @@ class Writer:
                     run.changed = True
                     reply.response_put.CopyFrom(self._put(op.request_put, run.revision))
                 case "request_delete_range":
-                    deleted = self._delete_range(op.request_delete_range, run.revision)
+                    deleted = self._delete_range(op.request_delete_range, run)
                     run.changed = run.changed or deleted.deleted > 0
                     deleted.header.revision = run.seen
                     reply.response_delete_range.CopyFrom(deleted)
                 case "request_range":
                     named = op.request_range.revision > 0
-                    found = (
-                        next(run.pinned)
-                        if named
-                        else read_range(self._txn, op.request_range, run.seen)
-                    )
+                    found = next(run.pinned) if named else self._range(op.request_range, run)
                     found.header.revision = run.seen
                     reply.response_range.CopyFrom(found)
                 case "request_txn":
@@ -291,11 +353,22 @@ class Writer:
 class _Run:
     """How far a transaction has come, nested ones included."""
 
-    pinned: Iterator[RangeResponse]
-    """Replies to the ranges of the path that name a revision, in order."""
     revision: int
     """Of all changes it makes."""
+    room: int
+    """Bytes that are left of what is worth answering."""
+    pinned: Iterator[RangeResponse] = field(default_factory=lambda: iter(()))
+    """Replies to the ranges of the path that name a revision, in order."""
     changed: bool = False
+
+    @property
+    def cut(self) -> bool:
+        """The answer is not whole: it is larger than what is worth having."""
+        return self.room <= 0
+
+    def answers(self, size: int) -> None:
+        """The answer takes at least so many bytes more."""
+        self.room -= size
 
     @property
     def seen(self) -> int:
@@ -303,24 +376,38 @@ class _Run:
         return self.revision if self.changed else self.revision - 1
 
 
-def read_txn(txn: ReadTxn, request: TxnRequest) -> TxnResponse:
-    """A transaction that only reads, without the log."""
+def read_txn(
+    txn: ReadTxn, request: TxnRequest, budget: Budget
+) -> Generator[None, None, TxnResponse]:
+    """A transaction that only reads, without the log, some keys at a time.
+
+    Yields:
+        Now and then, as it goes on.
+
+    Returns:
+        Its response.
+    """
     revision = current_revision(txn)
-    path = choose_path(txn, request)
+    path = yield from choose_path(txn, request, budget)
     check_ranges(txn, path, revision)
-    response = _read_path(txn, path, revision)
+    response = yield from _read_path(txn, path, revision, budget)
     response.header.revision = revision
     return response
 
 
-def _read_path(txn: ReadTxn, path: Path, revision: int) -> TxnResponse:
+def _read_path(
+    txn: ReadTxn, path: Path, revision: int, budget: Budget
+) -> Generator[None, None, TxnResponse]:
     response = path.empty_response()
     for op, nested in path.ops:
         reply = response.responses.add()
         if nested is not None:
-            reply.response_txn.CopyFrom(_read_path(txn, nested, revision))
+            inner = yield from _read_path(txn, nested, revision, budget)
+            reply.response_txn.CopyFrom(inner)
         else:
-            reply.response_range.CopyFrom(read_range(txn, op.request_range, revision))
+            found = yield from read_range(txn, op.request_range, revision, budget)
+            reply.response_range.CopyFrom(found)
+            yield
     return response
 
 

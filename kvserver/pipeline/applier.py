@@ -18,13 +18,14 @@ from kvserver.errors import LeaseNotFoundError, LogNotUnderstoodError, RequestEr
 from kvserver.mvcc.history import Change, Compactor, compacted_revision
 from kvserver.mvcc.leases import LeaseChange
 from kvserver.mvcc.pace import Pace
-from kvserver.mvcc.sessions import Answer
+from kvserver.mvcc.sessions import KEPT_BYTES_MAX, Answer
 from kvserver.mvcc.store import Writer, current_revision
 from kvserver.pipeline.alarms import Alarms
 from kvserver.pipeline.features import (
     BATCH_FORMATS,
     DIGESTS_LEVEL,
     ERROR_NUMBER_LEVEL,
+    LIMITS_LEVEL,
     check_level,
 )
 from kvserver.pipeline.moments import Moment, Moments, digests_of
@@ -63,6 +64,9 @@ class Applier:
             on_applied: index, term, results, changed rows and leases of each applied batch.
             pace: shows that an entry which takes long goes on; None for one of its own.
         """
+        self.awaited: Callable[[int], bool] = lambda _: True
+        """Whether somebody here waits for what is answered to the entry with this index. If nobody
+        does the answers are not built."""
         self.pace = pace or Pace()
         self._storage = storage
         self._roster = roster
@@ -102,7 +106,9 @@ class Applier:
 
     def shadow(self, storage: Storage) -> "Applier":
         """One like this for a copy of its storage, which tells nobody what it does."""
-        return type(self)(storage, Roster(), on_applied=lambda *_: None, pace=self.pace)
+        shadow = type(self)(storage, Roster(), on_applied=lambda *_: None, pace=self.pace)
+        shadow.awaited = lambda _: False
+        return shadow
 
     def moved(self) -> None:
         """The storage holds the same state in another place: what to remove there is found anew."""
@@ -153,10 +159,18 @@ class Applier:
         commands = self._decode(index, batch)
         txn = self._storage.writer()
         writer = Writer(txn, self.revision, commands.log_time_ms, self.pace)
+        awaited = self.awaited(index)
         writer.expect([each.put.key for each in commands.commands if each.HasField("put")])
         if sessions := {each.session for each in commands.commands if each.session}:
             writer.sessions.expect(sessions)
-        results = [self._result(writer, command, index, term) for command in commands.commands]
+        results = []
+        for command in commands.commands:
+            # limits as of the command: the level may rise within the batch, for all members alike
+            writer.limited = self.feature_level >= LIMITS_LEVEL
+            writer.cut = False
+            if not awaited:
+                writer.answer_bytes_max = KEPT_BYTES_MAX if command.session else 0
+            results.append(self._result(writer, command, index, term))
         writer.flush()
         self.revision = writer.revision
         self._on_applied(index, term, results, writer.changes, writer.leases.changes)
@@ -187,7 +201,7 @@ class Applier:
         result = self._execute(writer, command, index, term)
         assert isinstance(result, RequestError | Answer)
         numbered_errors = self.feature_level >= ERROR_NUMBER_LEVEL
-        writer.sessions.keep(command, result, numbered_errors=numbered_errors)
+        writer.sessions.keep(command, result, numbered_errors=numbered_errors, cut=writer.cut)
         return result
 
     def _execute(self, writer: Writer, command: Command, index: int, term: int) -> Result:

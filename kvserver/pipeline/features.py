@@ -11,7 +11,7 @@ from kvpb.raft_pb2 import Command, PublishMember
 from kvserver.errors import LogNotUnderstoodError, NotCapableError
 from kvserver.raft.entry import MemberId
 
-FEATURE_LEVEL: Final = 3
+FEATURE_LEVEL: Final = 4
 """Of this version. Raised when the log, the state or the peer messages get something new."""
 
 COMMAND_LEVELS: Final[Mapping[str, int]] = {
@@ -40,6 +40,9 @@ CALLER_LEVEL: Final = 3
 ERROR_NUMBER_LEVEL: Final = 3
 """From here on answers that are kept name errors by number. Decided by the level as of the command,
 which is the same on all members."""
+
+LIMITS_LEVEL: Final = 4
+"""From here on a command is held to limits of what it looks at and answers (`mvcc/budget.py`)."""
 
 BATCH_FORMATS: Final = (1, 2)
 """Of entries, as far as this version reads them."""

@@ -226,6 +226,11 @@ class Proposer:
         self._flight = _Flight(self._taken, index, term)
         self._taken = None
 
+    def awaits(self, index: int) -> bool:
+        """Whether somebody here waits for what is answered to the entry at `index`."""
+        flights = self._orphans if self._flight is None else [self._flight, *self._orphans]
+        return any(flight.index == index for flight in flights)
+
     def applied(self, index: int, term: int, results: list[Result]) -> None:
         """The entry at `index` is applied, with these results in the order of its commands."""
         self.applied_index = index

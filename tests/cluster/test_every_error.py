@@ -15,6 +15,7 @@ from kvbench.cluster import Cluster, Node
 from kvpb.rpc_pb2 import (
     AuthenticateRequest,
     CompactionRequest,
+    Compare,
     DeleteRangeRequest,
     LeaseGrantRequest,
     MemberAddRequest,
@@ -47,6 +48,8 @@ NOT_BY_A_CALL = {
 KV, LEASE, CLUSTER, MAINTENANCE = (
     f"/etcdserverpb.{name}" for name in ("KV", "Lease", "Cluster", "Maintenance")
 )
+LARGE_BYTES = 64 << 20
+
 DIRECT = (("grpc.enable_http_proxy", 0), ("grpc.max_send_message_length", -1))
 
 MADE_ELSEWHERE = {
@@ -89,6 +92,27 @@ async def of_the_keys(active: Node) -> dict[type[errors.RequestError], Status]:
     return {
         kind: await answer(active, f"{KV}/{method}", request)
         for kind, (method, request) in WRONG.items()
+    }
+
+
+async def of_much(active: Node) -> dict[type[errors.RequestError], Status]:
+    """What looks at too many keys, and what would answer too much."""
+    puts = [RequestOp(request_put=PutRequest(key=b"many/%03d" % n)) for n in range(100)]
+    assert (await answer(active, f"{KV}/Txn", TxnRequest(success=puts))).code is grpc.StatusCode.OK
+    compares = [
+        Compare(key=b"many/", range_end=b"many0", target=Compare.VERSION,
+                result=Compare.GREATER, version=0)
+    ] * 128  # fmt: skip
+    ranges = [RequestOp(request_range=RangeRequest(key=b"many/", range_end=b"many0"))] * 100
+    expensive = TxnRequest(compare=compares, success=[*ranges, puts[0]])
+    value = b"v" * 1_400_000
+    for number in range(LARGE_BYTES // len(value) + 1):
+        put_large = PutRequest(key=b"large/%d" % number, value=value)
+        assert (await answer(active, f"{KV}/Put", put_large)).code is grpc.StatusCode.OK
+    everything = RangeRequest(key=b"large/", range_end=b"large0")
+    return {
+        errors.WriteTooExpensiveError: await answer(active, f"{KV}/Txn", expensive),
+        errors.ResponseTooLargeError: await answer(active, f"{KV}/Range", everything),
     }
 
 
@@ -185,7 +209,7 @@ async def test_each_with_its_code_and_text(cluster: Cluster) -> None:
     members = await cluster.control.members(timeout_s=10)
     ids = {member.name: member.id for member in members}
     others = cluster.others(active)
-    found = await of_the_keys(active) | await of_the_leases(active)
+    found = await of_the_keys(active) | await of_the_leases(active) | await of_much(active)
     found |= await of_the_sessions(active) | await of_users(others[0])
     found |= await of_the_members(active, others, ids)
     await cluster.wait_in_step()

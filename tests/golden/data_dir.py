@@ -25,9 +25,14 @@ from kvpb.rpc_pb2 import (
 )
 from kvpb.rpc_pb2_grpc import KVStub, LeaseStub, MaintenanceStub
 
-NEWEST: Final = "data-dir-level-3.tar.xz"
-RECORDED: Final = ("data-dir-level-2.tar.xz", NEWEST)
+NEWEST: Final = "data-dir-level-4.tar.xz"
+RECORDED: Final = ("data-dir-level-2.tar.xz", "data-dir-level-3.tar.xz", NEWEST)
 """One for each feature level, from 2 on."""
+
+EXPENSIVE: Final = "expensive-write-level-3.tar.xz"
+"""The log of this node ends with a transaction that was committed before there were limits: 128
+compares over 20,000 keys, 60 ranges over 8 MiB, and so on; it puts the key `poison`. The build that
+took it needed some 500 MB for its answer, at every start."""
 
 LEASE: Final = 0x1122334455667788
 TTL_S: Final = 1_000_000

@@ -50,6 +50,8 @@ ERROR_TEXTS: Final = {
     3: "etcdserver: mvcc: required revision has been compacted",
     4: "etcdserver: mvcc: required revision is a future revision",
     5: "etcdserver: lease already exists",
+    6: "kvserver: a write may look at 20000 keys in its compares, ranges and deletions with "
+    "prev_kv, and answer with 16 MiB: read before it, or name fewer keys",
 }
 """What clients are told of the errors that have a number: the text is part of the wire contract, so
 it says what a number means, whatever the class is called."""

@@ -5,17 +5,16 @@ from contextlib import contextmanager
 from itertools import islice
 from random import Random
 
+from support.reading import holds, read_range
 from support.served import Machine, Sound, batch_of
 from support.truth import Event, Truth
 
 from kvpb.kv_pb2 import KeyValue
 from kvpb.raft_pb2 import Command
 from kvpb.rpc_pb2 import Compare, PutRequest, PutResponse, RangeRequest, RequestOp, TxnRequest
-from kvserver.mvcc.compare import holds
 from kvserver.mvcc.history import DELETE, changes_since, compacted_revision
 from kvserver.mvcc.keyvalue import Row
 from kvserver.mvcc.leases import find_lease, keys_of, leases_after
-from kvserver.mvcc.ranges import read_range
 from kvserver.mvcc.store import Writer, current_revision
 from kvserver.pipeline.features import FEATURE_LEVEL
 from kvserver.raft.identity import load_identity

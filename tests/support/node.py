@@ -37,7 +37,7 @@ class SingleNode:
 def running_node(folder: Path, options: Sequence[str] = ()) -> Iterator[SingleNode]:
     """A server with its data and logs below `folder`, answering requests."""
     for attempt in range(START_TRIES):
-        node = _start(folder / f"try{attempt}", options)
+        node = start_node(folder / f"try{attempt}", options)
         try:
             if _answers(node):
                 yield node
@@ -48,7 +48,8 @@ def running_node(folder: Path, options: Sequence[str] = ()) -> Iterator[SingleNo
     raise RuntimeError("kvserver did not start: " + "\n".join(log.read_text() for log in logs))
 
 
-def _start(folder: Path, options: Sequence[str]) -> SingleNode:
+def start_node(folder: Path, options: Sequence[str]) -> SingleNode:
+    """A server that may take a while before it answers; whoever starts it ends its process."""
     folder.mkdir(parents=True)
     client, peer = (f"127.0.0.1:{port}" for port in free_ports(2))
     command = [sys.executable, "-m", "kvserver", f"--data-dir={folder / 'data'}"]

@@ -131,6 +131,7 @@ class WholeNode(SimNode):
             feature_level=lambda: self.machine.feature_level,
             room=self.space,
         )  # fmt: skip
+        self.machine.awaited = self.proposer.awaits
         self.role = RoleMachine(self.me, limits, clock, self._on_role)
         self._herald = Herald(
             self.roster, self.proposer, feature_level=lambda: self.machine.feature_level,

@@ -7,6 +7,7 @@ from typing import Any, Self, cast
 
 import pytest
 from support.memory_storage import MemoryStorage
+from support.reading import read_range
 from support.rooms import Rooms
 
 from kvpb.rpc_pb2 import RangeRequest, RangeResponse, TxnRequest, TxnResponse
@@ -15,7 +16,6 @@ from kvserver.api.door import Door
 from kvserver.api.kv import KvServicer
 from kvserver.api.queues import Queues
 from kvserver.errors import LeaseNotFoundError, NotActiveError, RequestError
-from kvserver.mvcc.ranges import read_range
 from kvserver.mvcc.store import Writer
 from kvserver.pipeline.limits import Limits
 from kvserver.pipeline.proposer import Proposer

@@ -29,6 +29,13 @@ OURS_ALONE = {
     errors.WriteForgottenError: "kvserver: the client is done with this write",
     errors.WindowFullError: "kvserver: too many writes of the session are under way",
     errors.WriteIdReusedError: "kvserver: another write of the session has this number",
+    errors.WriteTooExpensiveError: (
+        "kvserver: a write may look at 20000 keys in its compares, ranges and deletions with "
+        "prev_kv, and answer with 16 MiB: read before it, or name fewer keys"
+    ),
+    errors.ResponseTooLargeError: (
+        "kvserver: the answer would be larger than 64 MiB: set a limit, go on from the last key"
+    ),
     errors.AnswerTooLargeError: (
         "kvserver: the write was applied, but its answer was too large to be kept"
     ),

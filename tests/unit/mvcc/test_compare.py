@@ -2,9 +2,9 @@
 
 import pytest
 from support.memory_storage import MemoryStorage, MemoryTxn
+from support.reading import holds
 
 from kvpb.rpc_pb2 import Compare, PutRequest
-from kvserver.mvcc.compare import holds
 from kvserver.mvcc.store import Writer
 
 NUMBERS = {

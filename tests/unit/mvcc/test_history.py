@@ -9,6 +9,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from support.memory_storage import MemoryStorage
+from support.reading import read_range
 
 from kvpb.rpc_pb2 import (
     CompactionRequest,
@@ -21,7 +22,6 @@ from kvpb.rpc_pb2 import (
 from kvserver.errors import CompactedError, FutureRevisionError
 from kvserver.mvcc.hashing import HashBuilder, StoredHashBuilder
 from kvserver.mvcc.history import DELETE, PUT, Compactor, changes_since, previous_row, row_at
-from kvserver.mvcc.ranges import read_range
 from kvserver.mvcc.statehash import StateHash
 from kvserver.mvcc.store import Writer
 from kvserver.storage.contract import ReadTxn, Storage

@@ -9,10 +9,11 @@ from hypothesis import strategies as st
 from support.kv_model import Model, RefusedError
 from support.kv_requests import absolute, fillings, ranges, wide_ranges
 from support.memory_storage import MemoryStorage, MemoryTxn
+from support.reading import read_range
 
 from kvpb.rpc_pb2 import PutRequest, RangeRequest
 from kvserver.errors import RequestError
-from kvserver.mvcc.ranges import RangeBuilder, read_range
+from kvserver.mvcc.ranges import RangeBuilder
 from kvserver.mvcc.store import Writer
 from kvserver.storage.schema import Database
 

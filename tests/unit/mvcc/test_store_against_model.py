@@ -22,13 +22,13 @@ from support.kv_requests import (
     wide_ranges,
 )
 from support.memory_storage import MemoryStorage
+from support.reading import read_range, read_txn
 
 from kvpb.rpc_pb2 import CompactionRequest, DeleteRangeRequest, PutRequest, RangeRequest, TxnRequest
 from kvserver.api import validate
 from kvserver.errors import RequestError
 from kvserver.mvcc.hashing import HashBuilder
-from kvserver.mvcc.ranges import read_range
-from kvserver.mvcc.store import Writer, current_revision, read_txn
+from kvserver.mvcc.store import Writer, current_revision
 from kvserver.storage.contract import Storage
 from kvserver.storage.env import LmdbStorage
 

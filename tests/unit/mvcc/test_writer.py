@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 from support.memory_storage import MemoryStorage, MemoryTxn
+from support.reading import read_range, read_txn
 
 from kvpb.rpc_pb2 import (
     CompactionRequest,
@@ -23,8 +24,7 @@ from kvserver.errors import (
     RequestError,
 )
 from kvserver.mvcc.keyvalue import Row, decode_row
-from kvserver.mvcc.ranges import read_range
-from kvserver.mvcc.store import Writer, current_revision, read_txn
+from kvserver.mvcc.store import Writer, current_revision
 from kvserver.storage.schema import KV, META, Database
 
 
