@@ -28,9 +28,8 @@ LEVELS = ("debug", "info", "warning", "error")
 _WARNINGS = frozenset({
     "peer.rejected", "transfer.failed", "node.stuck", "node.restart", "config.ignored",
     "config.advice", "alarm.raised", "node.disqualified", "node.removed", "compare.differs",
-    "compare.undecided",
+    "compare.undecided", "turn.slow", "log.dropped",
 })  # fmt: skip
-_DEBUG = frozenset({"turn.slow"})
 
 
 class Repeats:
@@ -84,7 +83,9 @@ def log_stacks() -> None:
     """Log what every thread is doing now, the newest call last."""
     names = {thread.ident: thread.name for thread in threading.enumerate()}
     for ident, frame in sys._current_frames().items():  # noqa: SLF001 - for this
-        told = "".join(traceback.format_stack(frame))
+        # without the lines themselves: a thread may be stuck since the disk does not answer
+        calls = traceback.StackSummary.extract(traceback.walk_stack(frame), lookup_lines=False)
+        told = "".join(f"  {c.filename}:{c.lineno} {c.name}\n" for c in reversed(calls))
         sys.stderr.write(f"Thread {names.get(ident, ident)}:\n{told}")
 
 
@@ -112,8 +113,6 @@ def start_logging(level: str) -> Event:
     def event(name: str, /, **fields: object) -> None:
         if name in _WARNINGS:
             logger.warning(name, **fields)
-        elif name in _DEBUG:
-            logger.debug(name, **fields)
         elif name.endswith(".failed"):
             logger.error(name, **fields)
         else:

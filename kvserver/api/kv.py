@@ -12,9 +12,8 @@ import grpc
 from kvpb import rpc_pb2, rpc_pb2_grpc
 from kvpb.raft_pb2 import Command
 from kvserver.api import session, validate
+from kvserver.api.answers import Answers
 from kvserver.api.door import Door
-from kvserver.errors import ResponseTooLargeError
-from kvserver.mvcc.budget import UNBOUNDED, Budget
 from kvserver.mvcc.ranges import RangeBuilder
 from kvserver.mvcc.store import current_revision, read_txn
 from kvserver.pipeline.outcome import Response
@@ -22,20 +21,11 @@ from kvserver.pipeline.outcome import Response
 SLICE_KEYS: Final = 500
 """Keys of a large range that are read before other requests get their turn."""
 
-RESPONSE_BYTES_MAX: Final = 64 << 20
-"""Of the keys and values of one answer. gRPC takes it as one buffer: each MiB holds up all that is
-served, and the thread that keeps the leadership, for half a millisecond."""
-
 COMPACTION_LOOK_S: Final = 0.02
 
 Context = grpc.aio.ServicerContext
 
 T = TypeVar("T")
-
-
-def _room() -> Budget:
-    """For the answer to a read."""
-    return Budget(UNBOUNDED, RESPONSE_BYTES_MAX, ResponseTooLargeError)
 
 
 async def _drive(work: Generator[None, None, T]) -> T:
@@ -54,6 +44,7 @@ class KvServicer(rpc_pb2_grpc.KVServicer):
 
     def __init__(self, door: Door) -> None:
         self._door = door
+        self._answers = Answers()
 
     async def Put(
         self,
@@ -102,10 +93,12 @@ class KvServicer(rpc_pb2_grpc.KVServicer):
         context: "Context[rpc_pb2.RangeRequest, rpc_pb2.RangeResponse]",
     ) -> rpc_pb2.RangeResponse:
         """Read the keys of a range; linearizable unless `serializable`."""
-        return await self._door.answer(context, self.range(request))
+        return await self._door.answer(context, self.range(request, context))
 
-    async def range(self, request: rpc_pb2.RangeRequest) -> rpc_pb2.RangeResponse:
-        """The same, for other services of this node.
+    async def range(
+        self, request: rpc_pb2.RangeRequest, context: "Context[Any, Any] | None" = None
+    ) -> rpc_pb2.RangeResponse:
+        """The same, for other services of this node: those have no context.
 
         Raises:
             RequestError: as the catalogue has it.
@@ -115,7 +108,7 @@ class KvServicer(rpc_pb2_grpc.KVServicer):
         await self._door.read_moment(serializable=request.serializable)
         with self._door.storage.read() as txn:
             revision = current_revision(txn)
-            builder = RangeBuilder(txn, request, revision, _room())
+            builder = RangeBuilder(txn, request, revision, self._answers.room(context))
             while not builder.step(SLICE_KEYS):
                 await asyncio.sleep(0)
             response = builder.response
@@ -146,7 +139,7 @@ class KvServicer(rpc_pb2_grpc.KVServicer):
         else:
             await self._door.reader.linearizable()
             with self._door.storage.read() as txn:
-                response = await _drive(read_txn(txn, request, _room()))
+                response = await _drive(read_txn(txn, request, self._answers.room(context)))
         self._door.fill(response.header)
         return response
 

@@ -21,6 +21,7 @@ from kvserver.errors import (
     WriteForgottenError,
     WriteIdError,
     WriteIdReusedError,
+    WriteTooExpensiveError,
 )
 from kvserver.mvcc.sessions import WINDOW
 
@@ -28,6 +29,7 @@ WRITE_ID: Final = "kv-write-id-bin"
 
 FROM_THE_LOG: Final = (
     KeyNotFoundError, LeaseNotFoundError, CompactedError, FutureRevisionError,
+    WriteTooExpensiveError,
     WriteForgottenError, WriteIdReusedError, WindowFullError, AnswerTooLargeError,
 )  # fmt: skip
 """Errors of writes that were committed in a session that is there."""

@@ -14,8 +14,12 @@ VISITED_ROWS_MAX: Final = 20_000
 """Rows that the compares, ranges and deletions with previous values of one command may look at:
 some tens of milliseconds of every node."""
 
+READ_BYTES_MAX: Final = 64 << 20
+"""Of those rows: each is copied, and its checksum is looked at."""
+
 ANSWER_BYTES_MAX: Final = 16 << 20
-"""Keys and values that it may answer with, or has to sort for its answer."""
+"""Keys and values that it may answer with, has to sort for its answer, or writes again since a put
+keeps the value that is there."""
 
 STEP_ROWS: Final = 1_000
 """After so many rows whoever waits for the work sees that it goes on."""
@@ -26,23 +30,26 @@ UNBOUNDED: Final = 1 << 62
 class Budget:
     """What is left of the limits."""
 
-    __slots__ = ("_bytes", "_error", "_rows")
+    __slots__ = ("_bytes", "_error", "_read", "_rows")
 
     def __init__(
         self,
         rows: int = UNBOUNDED,
+        read: int = UNBOUNDED,
         size: int = UNBOUNDED,
         error: type[RequestError] = WriteTooExpensiveError,
     ) -> None:
-        """Begin with rows to look at, and bytes to hold; `error` is raised beyond."""
+        """Begin with rows to look at, their bytes, and bytes to hold; `error` is raised beyond."""
         self._rows = rows
+        self._read = read
         self._bytes = size
         self._error = error
 
-    def visit(self, rows: int = 1) -> None:
-        """So many rows were looked at."""
-        self._rows -= rows
-        if self._rows < 0:
+    def visit(self, size: int = 0) -> None:
+        """One more row was looked at; `size` 0 if its value was not."""
+        self._rows -= 1
+        self._read -= size
+        if self._rows < 0 or self._read < 0:
             raise self._error
 
     def hold(self, size: int) -> None:

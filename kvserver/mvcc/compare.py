@@ -23,14 +23,14 @@ def holds(txn: ReadTxn, compare: Compare, budget: Budget) -> Generator[None, Non
         True if they do.
     """
     if not compare.range_end:
-        budget.visit()
         stored = txn.get(KV, bounds(compare.key, b"")[0])
+        budget.visit(len(stored or b""))
         return (
             _missing_holds(compare) if stored is None else _row_holds(compare, decode_row(stored))
         )
     looked = 0
     for _, stored in txn.scan(KV, *bounds(compare.key, compare.range_end)):
-        budget.visit()
+        budget.visit(len(stored))
         looked += 1
         if not looked % STEP_ROWS:
             yield

@@ -17,6 +17,9 @@ from kvserver.storage.schema import KV
 
 Pair = tuple[bytes, Row]
 
+SHRINK_FROM: Final = 64
+"""Pairs that wait, from which on those that a limit leaves out are let go."""
+
 _SORT_KEYS: Final[dict[RangeRequest.SortTarget.ValueType, Callable[[Pair], int | bytes]]] = {
     RangeRequest.KEY: lambda pair: pair[0],
     RangeRequest.VERSION: lambda pair: pair[1].version,
@@ -54,6 +57,8 @@ class RangeBuilder:
         self._waiting: list[Pair] = []
         """Pairs that are answered only when all are known."""
         self._fetched = 0
+        self._passed = 0
+        """Of these, that the filters let through."""
         self._count = 0
         past = 0 < request.revision < revision
         self._work = self._read_past(*interval) if past else self._read(*interval)
@@ -65,7 +70,6 @@ class RangeBuilder:
             RequestError: that of the budget, if it is used up.
         """
         seen = sum(1 for _ in islice(self._work, keys_max))
-        self._budget.visit(seen)
         if seen == keys_max:
             return False
         self._finish()
@@ -76,6 +80,7 @@ class RangeBuilder:
         if self._fetch_max != 0:
             key = lo
             for key, stored in islice(self._txn.scan(KV, lo, hi), self._fetch_max):
+                self._budget.visit(len(stored))
                 self._count += 1
                 self._take(key, decode_row(stored))
                 yield
@@ -83,26 +88,55 @@ class RangeBuilder:
                 return
             lo = key + b"\0"
         for _ in self._txn.keys(KV, lo, hi):
+            self._budget.visit()
             self._count += 1
             yield
 
     def _read_past(self, lo: bytes, hi: bytes | None) -> Iterator[None]:
-        """As they were then; a key that was not there costs as much as one that was."""
+        """As they were then; a key that was not there costs as much as one that was.
+
+        But only those that were there count in the budget. How many others there are differs from
+        node to node, as each removes what is compacted at its own pace; and a write is refused by
+        all members, or by none.
+        """
         for key, moment in keys_at(self._txn, lo, hi, self._request.revision):
             if moment is not None:
                 self._count += 1
                 if self._fetch_max is None or self._fetched < self._fetch_max:
-                    self._take(key, row_of_moment(self._txn, key, moment))
+                    row = row_of_moment(self._txn, key, moment)
+                    self._budget.visit(len(row.value))
+                    self._take(key, row)
+                else:
+                    self._budget.visit()
             yield
 
     def _take(self, key: bytes, row: Row) -> None:
         self._fetched += 1
+        if not _passes(self._request, row):
+            return
+        self._passed += 1
         left_out = self._request.keys_only and self._at_once
         self._budget.hold(len(key) + (0 if left_out else len(row.value)))
         if self._at_once:
             self._answer(key, row)
         else:
             self._waiting.append((key, row))
+            if 0 < 2 * self._request.limit <= len(self._waiting) >= SHRINK_FROM:
+                self._shrink()
+
+    def _shrink(self) -> None:
+        """Let go of pairs that the limit leaves out whatever comes: pairs come in key order."""
+        limit = self._request.limit
+        self._sort()
+        for key, row in self._waiting[limit:]:
+            self._budget.hold(-len(key) - len(row.value))
+        del self._waiting[limit:]
+
+    def _sort(self) -> None:
+        request = self._request
+        if not _in_key_order(request):
+            descend = request.sort_order == RangeRequest.DESCEND  # a target alone ascends
+            self._waiting.sort(key=_SORT_KEYS[request.sort_target], reverse=descend)
 
     def _answer(self, key: bytes, row: Row) -> None:
         create, mod, version, lease, value = row
@@ -116,14 +150,10 @@ class RangeBuilder:
         response.count = available = self._count
         if request.count_only:
             return
-        found = self._waiting
         if _filtered(request):
-            found = [pair for pair in found if _passes(request, pair[1])]
-            available = len(found)
-        if not _in_key_order(request):
-            descend = request.sort_order == RangeRequest.DESCEND  # a target alone ascends
-            found.sort(key=_SORT_KEYS[request.sort_target], reverse=descend)
-        for key, row in found[: request.limit if request.limit > 0 else None]:
+            available = self._passed
+        self._sort()
+        for key, row in self._waiting[: request.limit if request.limit > 0 else None]:
             self._answer(key, row)
         response.more = 0 < request.limit < available
 

@@ -27,6 +27,7 @@ from kvpb.rpc_pb2 import (
 from kvserver.errors import CompactedError, FutureRevisionError
 from kvserver.mvcc.budget import (
     ANSWER_BYTES_MAX,
+    READ_BYTES_MAX,
     STEP_ROWS,
     UNBOUNDED,
     VISITED_ROWS_MAX,
@@ -160,7 +161,9 @@ class Writer:
         return response
 
     def _budget(self) -> Budget:
-        return Budget(VISITED_ROWS_MAX, ANSWER_BYTES_MAX) if self.limited else Budget()
+        if not self.limited:
+            return Budget()
+        return Budget(VISITED_ROWS_MAX, READ_BYTES_MAX, ANSWER_BYTES_MAX)
 
     def _begin_run(self) -> "_Run":
         return _Run(self.revision + 1, self.answer_bytes_max)
@@ -254,22 +257,48 @@ class Writer:
     def _measure(self, path: Path, budget: Budget) -> Generator[None, None, None]:
         """See what the operations of a path would look at, and answer with, before any is done.
 
-        Puts of the same path add to that no more than a request holds.
+        On the state before it, and what its own puts add to that: each to every later range.
         """
+        put: list[PutRequest] = []
         for op in path.flat():
             if op.HasField("request_range"):
                 yield from read_range(self._txn, op.request_range, self.revision, budget)
-            elif op.request_delete_range.prev_kv:
-                yield from self._measure_deletion(op.request_delete_range, budget)
+                if not op.request_range.revision > 0:
+                    lo, hi = bounds(op.request_range.key, op.request_range.range_end)
+                    for each in put:
+                        if lo <= each.key and (hi is None or each.key < hi):
+                            budget.visit(len(each.value))
+                            budget.hold(len(each.key) + len(each.value))
+            elif op.HasField("request_delete_range"):
+                if op.request_delete_range.prev_kv:
+                    yield from self._measure_deletion(op.request_delete_range, budget)
+                    for each in put:
+                        budget.hold(len(each.key) + len(each.value))
+            elif op.HasField("request_put"):
+                self._measure_put(op.request_put, budget)
+                put.append(op.request_put)
+
+    def _measure_put(self, request: PutRequest, budget: Budget) -> None:
+        """Of a put that needs the value before it: to answer with it, or to keep it."""
+        if request.prev_kv or request.ignore_value:
+            stored = self._txn.get(KV, request.key) or b""
+            budget.visit(len(stored))
+            budget.hold(len(stored) * (request.prev_kv + request.ignore_value))
 
     def _measure_deletion(
         self, request: DeleteRangeRequest, budget: Budget
     ) -> Generator[None, None, None]:
         """The same for a deletion that answers with what was there."""
-        if self.limited and request.range_end:
+        if not self.limited:
+            return
+        if not request.range_end:
+            stored = self._txn.get(KV, request.key) or b"" if request.key else b""
+            budget.visit(len(stored))
+            budget.hold(len(stored))
+        else:
             found = self._txn.scan(KV, *bounds(request.key, request.range_end))
             for number, (key, stored) in enumerate(found, 1):
-                budget.visit()
+                budget.visit(len(stored))
                 budget.hold(len(key) + len(stored))
                 if not number % STEP_ROWS:
                     yield

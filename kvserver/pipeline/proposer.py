@@ -26,6 +26,7 @@ from kvserver.pipeline.gathering import Gathering
 from kvserver.pipeline.limits import Limits
 from kvserver.pipeline.log_time import LogClock
 from kvserver.pipeline.outcome import Outcome, Response, Result
+from kvserver.pipeline.weight import weight_of
 
 ORPHAN_S: Final = 1.0
 """How long the entries of a deposed active may take to be decided by its successor."""
@@ -46,7 +47,8 @@ class Room(Protocol):
 @dataclass(slots=True, eq=False)
 class _Proposal:
     command: Command
-    size: int
+    weight: int
+    """Bytes that it counts in a batch."""
     future: "asyncio.Future[Response]"
     deadline: float
 
@@ -128,7 +130,7 @@ class Proposer:
             self._check_open(size)  # others came meanwhile
         loop = asyncio.get_running_loop()
         deadline = self._clock.monotonic() + self._limits.request_timeout_s
-        proposal = _Proposal(command, size, loop.create_future(), deadline)
+        proposal = _Proposal(command, size + weight_of(command), loop.create_future(), deadline)
         self._open[proposal] = None
         self._open_bytes += size
         self._queue.append(proposal)
@@ -208,7 +210,7 @@ class Proposer:
         size = 0
         while queue and len(batch) < limits.batch_commands_max:
             proposal = queue[0]
-            if batch and size + proposal.size > limits.batch_bytes_max:
+            if batch and size + proposal.weight > limits.batch_bytes_max:
                 break
             queue.popleft()
             if proposal.future.cancelled():
@@ -217,7 +219,7 @@ class Proposer:
                 self._outcomes.append((proposal.future, NotActiveError()))
                 continue
             batch.append(proposal)
-            size += proposal.size
+            size += proposal.weight
         return batch
 
     def appended(self, index: int, term: int) -> None:

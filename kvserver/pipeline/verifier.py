@@ -13,6 +13,7 @@ import sys
 from asyncio.subprocess import DEVNULL, PIPE, Process
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import count
 from pathlib import Path
 from typing import Any, Final
 
@@ -31,6 +32,9 @@ RETRY_S: Final = 10.0
 
 FAILURES_MAX: Final = 2
 """A node whose system starts no process for it, or ends them, must be verified all the same."""
+
+PAGES_BETWEEN: Final = 1_000
+"""Between two checks of the growth of the file, within this process."""
 
 LOOK_S: Final = 0.1
 """Interval between checks whether to hurry, and of the growth of the file."""
@@ -161,10 +165,13 @@ async def verify_inside(
     loop = asyncio.get_running_loop()
     reading = storage.read()
 
+    looks = count()
+
     def look() -> None:
         if stop.is_set():
             raise StoppedError
-        between()
+        if not next(looks) % PAGES_BETWEEN:
+            between()
 
     with storage.counting(), reading as txn, contextlib.suppress(StoppedError):
         path = reading.environment.folder / "data.mdb"

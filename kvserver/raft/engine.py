@@ -41,9 +41,13 @@ from kvserver.raft.status import (
     RaftStatus,
     Received,
 )
+from kvserver.telemetry import Repeats
 
 EFFECTS_HELD_S: Final = 0.05
 """How long effects of committed entries may wait for a commit of the state."""
+
+SLOW_TURN_S: Final = 0.1
+"""A turn that takes longer is told of, the first of its kind and then now and then."""
 
 COPY_PACE_S: Final = 0.004
 """How often the turn looks after a copy of the state that is under way."""
@@ -84,6 +88,7 @@ class RaftEngine:
         """What fitness was decided by last. Invariant: `_peers` is a new object with each hello."""
         self._fitness_seen: Fitness | None = None
         self._lagging_seen = False
+        self._slow_told = Repeats()
         self._load()
 
     def _load(self) -> None:
@@ -188,6 +193,7 @@ class RaftEngine:
         Raises:
             NodeError: the disk or the log; do not turn again.
         """
+        begun = self._parts.clock.monotonic()
         self._adopt_copy()
         self._look_at_fitness()
         self._take_compacted()
@@ -203,12 +209,26 @@ class RaftEngine:
             self._tell_members()
         else:
             refused, self._reads = self._reads, []
+        syncing = self._parts.clock.monotonic()
         self._sync()
+        self._tell_slow(begun, syncing, self._parts.clock.monotonic())
         self._flush()
         ready, failed = self._raft.take_reads()
         self._check()
         self._parts.on_turn(self.status(), ready, failed + refused)
         return bool(self._inbox or self._raft.behind or self._defragmenter.catching_up)
+
+    def _tell_slow(self, begun: float, syncing: float, now: float) -> None:
+        """Say so if this turn has kept all others waiting: leaderships are lost by that."""
+        if now - begun < SLOW_TURN_S:
+            return
+        disk = now - syncing > syncing - begun
+        if self._slow_told.is_news(disk, now):
+            self._parts.on_event(
+                "turn.slow", ms=round(1000 * (now - begun)), sync_ms=round(1000 * (now - syncing)),
+                reason="the disk of --data-dir takes long to sync" if disk
+                else "a large command, or no free core",
+            )  # fmt: skip
 
     def next_deadline(self) -> float:
         """When the next turn must happen at the latest, in the clock's seconds."""

@@ -67,7 +67,8 @@ async def test_each_change_once_and_in_order(tmp_path: Path, flavor: str) -> Non
             lambda: bool(watching.revisions) and watching.revisions[-1] >= newest, "all is seen"
         )
         assert await watching.end() == 130
-        assert watching.revisions == list(range(2, newest + 1))
+        # a write that nobody waited for any more may have come behind the newest one
+        assert watching.revisions == list(range(2, watching.revisions[-1] + 1))
 
 
 async def test_an_active_that_hangs_is_left(cluster: Cluster) -> None:

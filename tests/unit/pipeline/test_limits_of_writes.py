@@ -4,10 +4,11 @@ import random
 from collections.abc import Iterator
 
 import pytest
-from support.applying import Replica, put
+from support.applying import Replica, delete, put
 
 from kvpb.raft_pb2 import Command, SetFeatureLevel
 from kvpb.rpc_pb2 import (
+    CompactionRequest,
     Compare,
     DeleteRangeRequest,
     DeleteRangeResponse,
@@ -80,7 +81,7 @@ EXPENSIVE = {
         success=[PUT, RequestOp(request_txn=TxnRequest(compare=[compared()]))],
     ),
     "sorted": TxnRequest(success=[PUT, *[ranged(sort_order=2, limit=1)] * 2]),
-    "of the past": TxnRequest(success=[PUT, *[ranged(revision=20)] * 2]),
+    "of the past": TxnRequest(success=[PUT, *[ranged(revision=30)] * 2]),
     "deletions that answer": TxnRequest(success=[PUT, deletion(prev_kv=True), ranged()]),
 }
 
@@ -132,6 +133,50 @@ def test_a_deletion_without_an_answer_has_no_limit() -> None:
     assert answer.deleted == KEYS
 
 
+@pytest.mark.parametrize(
+    "ops",
+    [
+        [RequestOp(request_put=PutRequest(key=b"k/%03d" % n, prev_kv=True)) for n in range(25)],
+        [
+            RequestOp(request_put=PutRequest(key=b"k/%03d" % n, ignore_value=True))
+            for n in range(25)
+        ],
+        [
+            RequestOp(request_delete_range=DeleteRangeRequest(key=b"k/%03d" % n, prev_kv=True))
+            for n in range(25)
+        ],
+        [RequestOp(request_put=PutRequest(key=b"new", value=b"v" * 100))]
+        + [RequestOp(request_range=RangeRequest(key=b"new"))] * 12,
+    ],
+    ids=["prev_kv", "ignore_value", "deletions", "what it puts itself"],
+)
+def test_values_that_a_request_does_not_bring_along_count(ops: list[RequestOp]) -> None:
+    here = replica(value="v" * 50)
+    before = here.rows()
+    assert isinstance(here.apply(Command(txn=TxnRequest(success=ops)))[0], WriteTooExpensiveError)
+    assert here.rows() == before
+
+
+@pytest.mark.parametrize("moments", [(), (0,), (0, 1, 2)])
+def test_what_is_removed_at_leisure_does_not_count(
+    moments: tuple[int, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each member removes what is compacted at its own pace; they must not differ by that."""
+    here = replica()
+    gone = [f"k/{number:03}a" for number in range(KEYS)]
+    here.apply(*(put(key) for key in gone))
+    here.apply(*(delete(key) for key in gone))
+    revision = here.applier.revision
+    here.apply(put("later"), Command(compact=CompactionRequest(revision=revision)), put("latest"))
+    monkeypatch.setattr("kvserver.pipeline.applier.COMPACTED_PER_TURN", 20)
+    for _ in moments:
+        here.applier.work()
+    request = TxnRequest(success=[PUT, ranged(revision=revision, count_only=True)])
+    (answer,) = here.apply(Command(txn=request))
+    assert isinstance(answer, TxnResponse)
+    assert answer.responses[1].response_range.count == KEYS
+
+
 @pytest.mark.parametrize("what", EXPENSIVE)
 def test_below_the_level_nothing_is_refused(what: str) -> None:
     """A member of an older version would do it, and members must not differ."""
@@ -164,7 +209,7 @@ def commands(seed: int) -> Iterator[Command]:
     for sequence in range(1, 40):
         ops = [
             rng.choice([
-                PUT, ranged(rng.randrange(KEYS)), ranged(KEYS, revision=rng.randrange(1, 20)),
+                PUT, ranged(rng.randrange(KEYS)), ranged(KEYS, revision=rng.randrange(1, 90)),
                 deletion(prev_kv=rng.random() < 0.5), ranged(KEYS, sort_order=2),
                 RequestOp(request_put=PutRequest(
                     key=b"k/%03d" % rng.randrange(KEYS), value=bytes(rng.randrange(400)),
@@ -191,11 +236,20 @@ def test_members_are_the_same_whether_or_not_somebody_waits(
     monkeypatch.setattr(store, "ANSWER_BYTES_MAX", 20_000)
     active, standby = replica(level, "v" * 300), replica(level, "v" * 300)
     standby.applier.awaited = lambda _: False
+    rng = random.Random(seed)
     for command in commands(seed):
         active.apply(command)
         standby.apply(command)
+        if rng.random() < 0.3:  # one of them removes what is compacted, the other takes its time
+            compaction = Command(compact=CompactionRequest(revision=active.applier.revision - 2))
+            for each in (active, standby):
+                each.apply(compaction)
+            active.applier.work()
         for each in (active, standby):
             each.apply(put("k/001", "v" * 300), put("k/002", "w" * 300))
+    for each in (active, standby):
+        while each.applier.work():
+            pass
     assert active.rows() == standby.rows()
 
 

@@ -111,6 +111,39 @@ async def test_one_batch_is_uncommitted_at_most() -> None:
     assert bench.proposer.take() is not None
 
 
+@pytest.mark.parametrize(
+    ("command", "most"),
+    [
+        (Command(put=rpc_pb2.PutRequest(key=b"k", value=b"v")), 200),
+        (Command(put=rpc_pb2.PutRequest(key=b"k", ignore_value=True)), 64),
+        (Command(put=rpc_pb2.PutRequest(key=b"k", prev_kv=True)), 64),
+        (Command(delete_range=rpc_pb2.DeleteRangeRequest(key=b"k", range_end=b"l")), 16),
+        (
+            Command(
+                txn=rpc_pb2.TxnRequest(
+                    compare=[rpc_pb2.Compare(key=b"k", range_end=b"l")],
+                    failure=[
+                        rpc_pb2.RequestOp(
+                            request_range=rpc_pb2.RangeRequest(key=b"k", range_end=b"l")
+                        )
+                    ],
+                )
+            ),
+            8,
+        ),
+    ],
+    ids=["plain", "keeps a value", "answers with one", "deletes a range", "compares and reads"],
+)
+async def test_what_is_expensive_shares_its_entry_with_few(command: Command, most: int) -> None:
+    bench = Bench()
+    tasks = [asyncio.create_task(bench.proposer.propose(command)) for _ in range(200)]
+    await asyncio.sleep(0)
+    assert 0.8 * most <= len(bench.take(5, 2).commands) <= most
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
+
+
 async def test_another_entry_in_its_place_means_not_applied() -> None:
     bench = Bench()
     (a,) = await bench.propose(b"a")

@@ -37,3 +37,29 @@ def test_a_deadline_that_passes_within_a_turn_raises_no_term(
         guest.engine._raft.election_deadline = cluster.clock.now + (place + 0.5) * STEP_S
         guest.turn()
         assert guest.status.term == term, place
+
+
+@pytest.mark.parametrize("what", ["disk", "command"])
+def test_a_turn_that_takes_long_is_told_now_and_then(
+    what: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cluster = Cluster(3)
+    active = cluster.elect()
+    engine = active.engine
+    slow = engine._journal if what == "disk" else engine
+    name = "sync" if what == "disk" else "_take_compacted"
+    plain = getattr(slow, name)
+
+    def take_long() -> object:
+        cluster.clock.now += 0.2
+        return plain()
+
+    monkeypatch.setattr(slow, name, take_long)
+    for _ in range(3):
+        active.turn()
+    monkeypatch.undo()
+    active.turn()
+    told = [fields for name, fields in active.events if name == "turn.slow"]
+    assert len(told) == 1
+    assert int(str(told[0]["ms"])) >= 200
+    assert ("disk" in str(told[0]["reason"])) is (what == "disk")
