@@ -5,11 +5,12 @@ Each guard closes a gap of the library; DESIGN.md of this room tells them one by
 
 import random
 from collections.abc import Callable
-from typing import Any, Final
+from typing import Any
 
 from kvpb import raft_pb2
 from kvpb.raft_pb2 import PeerMessage
 from kvserver.clock import Clock
+from kvserver.raft import flow
 from kvserver.raft.election import quorum
 from kvserver.raft.entry import REGULAR, Entry, MemberId
 from kvserver.raft.flow import MESSAGE_BYTES_MAX, MESSAGE_ENTRIES_MAX, SendWindow, Transfer
@@ -20,10 +21,6 @@ from kvserver.raft.ports import Outbox, Proposals, StateMachine, Timings
 from kvserver.raft.reads import ReadRounds
 from kvserver.raft.seam import Node, Peer
 from kvserver.raft.voting import Voter
-
-APPLY_ENTRIES_MAX: Final = 256
-APPLY_BYTES_MAX: Final = 2 << 20
-"""Applied per turn: a long backlog must not keep the turn from its heartbeats."""
 
 
 class GuardedRaft(Voter):
@@ -486,9 +483,9 @@ class GuardedRaft(Voter):
     def apply_committed(self) -> None:
         """Hand what is committed to the state machine, bounded per turn."""
         self._counting = False  # the commit loop is over
-        size = 0
-        stop = min(self.commit_index, self.applied_index + APPLY_ENTRIES_MAX)
-        for index in range(self.applied_index + 1, stop + 1):
+        size, until = 0, self._clock.monotonic() + flow.APPLY_S_MAX
+        first, stop = self.applied_index + 1, self.applied_index + flow.APPLY_ENTRIES_MAX
+        for index in range(first, min(self.commit_index, stop) + 1):
             entry = self._journal.entry(index)
             regular = entry.payload[:1] == REGULAR
             self._machine.apply(index, entry.term, entry.payload[1:] if regular else None)
@@ -496,5 +493,5 @@ class GuardedRaft(Voter):
                 self._journal.configuration_applied(index)
             self.applied_index = index
             size += len(entry.payload)
-            if size > APPLY_BYTES_MAX:
+            if size > flow.APPLY_BYTES_MAX or self._clock.monotonic() > until:
                 break

@@ -12,6 +12,11 @@ WINDOW_BYTES_MAX: Final = 8 << 20
 MESSAGE_BYTES_MAX: Final = 1 << 20
 MESSAGE_ENTRIES_MAX: Final = 1024
 
+APPLY_ENTRIES_MAX: Final = 256
+APPLY_BYTES_MAX: Final = 2 << 20
+APPLY_S_MAX: Final = 0.03
+"""Applied per turn: a long backlog must not keep the turn from its heartbeats."""
+
 
 @dataclass
 class Transfer:

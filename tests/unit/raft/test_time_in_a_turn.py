@@ -4,6 +4,8 @@ import pytest
 from support.sim_disk import SimClock
 from support.simulation import Cluster
 
+from kvserver.raft.entry import REGULAR
+
 STEP_S = 1e-6
 
 
@@ -63,3 +65,32 @@ def test_a_turn_that_takes_long_is_told_now_and_then(
     assert len(told) == 1
     assert int(str(told[0]["ms"])) >= 200
     assert ("disk" in str(told[0]["reason"])) is (what == "disk")
+
+
+def test_entries_that_take_long_are_applied_in_several_turns(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Between them peers are answered: whoever is silent for too long is not followed any more."""
+    cluster = Cluster(3)
+    active = cluster.elect()
+    machine, raft, journal = active.machine, active.engine._raft, active.engine._journal
+    cluster.run(0.5)
+    for number in range(10):
+        journal.add(REGULAR + b"%d" % number, journal.last_index + 1, raft.term)
+    plain = machine.apply
+    applied: list[int] = []
+
+    def take_long(index: int, term: int, batch: bytes | None) -> None:
+        cluster.clock.now += 0.02
+        applied.append(index)
+        plain(index, term, batch)
+
+    monkeypatch.setattr(machine, "apply", take_long)
+    raft.commit_index = journal.last_index
+    before = raft.applied_index
+    raft.apply_committed()
+    assert len(applied) == 2
+    assert raft.behind
+    while raft.behind:
+        raft.apply_committed()
+    assert applied == list(range(before + 1, raft.commit_index + 1))

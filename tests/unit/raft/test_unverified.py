@@ -311,7 +311,7 @@ def test_a_standby_that_lags_says_so(born: Cluster, monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr("kvserver.raft.engine.LAG_ENTRIES", 5)
     first = ranked(born)[0]
     active = active_of(born)
-    monkeypatch.setattr("kvserver.raft.consensus.APPLY_ENTRIES_MAX", 0)
+    monkeypatch.setattr("kvserver.raft.flow.APPLY_ENTRIES_MAX", 0)
     for number in range(7):
         active.proposals.in_flight = None
         active.proposals.waiting.append(b"%d" % number)
@@ -319,6 +319,6 @@ def test_a_standby_that_lags_says_so(born: Cluster, monkeypatch: pytest.MonkeyPa
         born.run(0.1)
     assert first.engine.status().fitness.reasons == {Reason.LAGGING}
     assert not first.engine.status().fit
-    monkeypatch.setattr("kvserver.raft.consensus.APPLY_ENTRIES_MAX", 256)
+    monkeypatch.setattr("kvserver.raft.flow.APPLY_ENTRIES_MAX", 256)
     born.run(0.5)
     assert first.engine.status().fitness.reasons == set()
