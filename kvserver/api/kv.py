@@ -12,7 +12,7 @@ import grpc
 from kvpb import rpc_pb2, rpc_pb2_grpc
 from kvpb.raft_pb2 import Command
 from kvserver.api import session, validate
-from kvserver.api.answers import Answers
+from kvserver.api.answers import Answers, Room
 from kvserver.api.door import Door
 from kvserver.mvcc.ranges import RangeBuilder
 from kvserver.mvcc.store import current_revision, read_txn
@@ -28,7 +28,7 @@ Context = grpc.aio.ServicerContext
 T = TypeVar("T")
 
 
-async def _drive(work: Generator[None, None, T]) -> T:
+async def _drive(work: Generator[None, None, T], room: Room) -> T:
     """Do work that yields now and then; others get their turn meanwhile."""
     while True:
         try:
@@ -36,7 +36,7 @@ async def _drive(work: Generator[None, None, T]) -> T:
         except StopIteration as end:
             result: T = end.value
             return result
-        await asyncio.sleep(0)
+        await room.go_on()
 
 
 class KvServicer(rpc_pb2_grpc.KVServicer):
@@ -108,9 +108,10 @@ class KvServicer(rpc_pb2_grpc.KVServicer):
         await self._door.read_moment(serializable=request.serializable)
         with self._door.storage.read() as txn:
             revision = current_revision(txn)
-            builder = RangeBuilder(txn, request, revision, self._answers.room(context))
+            room = self._answers.room(context)
+            builder = RangeBuilder(txn, request, revision, room)
             while not builder.step(SLICE_KEYS):
-                await asyncio.sleep(0)
+                await room.go_on()
             response = builder.response
         self._door.fill(response.header, revision)
         return response
@@ -139,7 +140,8 @@ class KvServicer(rpc_pb2_grpc.KVServicer):
         else:
             await self._door.reader.linearizable()
             with self._door.storage.read() as txn:
-                response = await _drive(read_txn(txn, request, self._answers.room(context)))
+                room = self._answers.room(context)
+                response = await _drive(read_txn(txn, request, room), room)
         self._door.fill(response.header)
         return response
 

@@ -24,6 +24,9 @@ keeps the value that is there."""
 STEP_ROWS: Final = 1_000
 """After so many rows whoever waits for the work sees that it goes on."""
 
+STEP_BYTES: Final = 1 << 20
+"""Or after so many bytes of values."""
+
 UNBOUNDED: Final = 1 << 62
 
 

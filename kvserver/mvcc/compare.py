@@ -3,7 +3,7 @@
 from collections.abc import Generator
 
 from kvpb.rpc_pb2 import Compare
-from kvserver.mvcc.budget import STEP_ROWS, Budget
+from kvserver.mvcc.budget import STEP_BYTES, STEP_ROWS, Budget
 from kvserver.mvcc.interval import bounds
 from kvserver.mvcc.keyvalue import Row, decode_row
 from kvserver.storage.contract import ReadTxn
@@ -28,11 +28,13 @@ def holds(txn: ReadTxn, compare: Compare, budget: Budget) -> Generator[None, Non
         return (
             _missing_holds(compare) if stored is None else _row_holds(compare, decode_row(stored))
         )
-    looked = 0
+    looked = size = 0
     for _, stored in txn.scan(KV, *bounds(compare.key, compare.range_end)):
         budget.visit(len(stored))
         looked += 1
-        if not looked % STEP_ROWS:
+        size += len(stored)
+        if not looked % STEP_ROWS or size >= STEP_BYTES:
+            size = 0
             yield
         if not _row_holds(compare, decode_row(stored)):
             return False

@@ -8,7 +8,7 @@ from itertools import islice
 from typing import Final
 
 from kvpb.rpc_pb2 import RangeRequest, RangeResponse
-from kvserver.mvcc.budget import STEP_ROWS, Budget
+from kvserver.mvcc.budget import STEP_BYTES, STEP_ROWS, Budget
 from kvserver.mvcc.history import check_revision, keys_at, row_of_moment
 from kvserver.mvcc.interval import bounds
 from kvserver.mvcc.keyvalue import Row, decode_row
@@ -57,6 +57,7 @@ class RangeBuilder:
         self._waiting: list[Pair] = []
         """Pairs that are answered only when all are known."""
         self._fetched = 0
+        self._step_bytes = 0
         self._passed = 0
         """Of these, that the filters let through."""
         self._count = 0
@@ -64,14 +65,15 @@ class RangeBuilder:
         self._work = self._read_past(*interval) if past else self._read(*interval)
 
     def step(self, keys_max: int) -> bool:
-        """Read up to `keys_max` more keys; True once `response` is complete.
+        """Read up to `keys_max` more keys, fewer large ones; True once `response` is complete.
 
         Raises:
             RequestError: that of the budget, if it is used up.
         """
-        seen = sum(1 for _ in islice(self._work, keys_max))
-        if seen == keys_max:
-            return False
+        self._step_bytes = 0
+        for seen, _ in enumerate(self._work, 1):
+            if seen == keys_max or self._step_bytes >= STEP_BYTES:
+                return False
         self._finish()
         return True
 
@@ -112,6 +114,7 @@ class RangeBuilder:
 
     def _take(self, key: bytes, row: Row) -> None:
         self._fetched += 1
+        self._step_bytes += len(row.value)
         if not _passes(self._request, row):
             return
         self._passed += 1

@@ -1,11 +1,13 @@
-"""Large answers share a budget, and give their part back when their call has ended."""
+"""Large answers wait for a place, and give it back when their call has ended."""
 
+import asyncio
 from collections.abc import Callable
 from typing import Any
 
 import pytest
 
-from kvserver.api.answers import ANSWERS_BYTES_MAX, RESPONSE_BYTES_MAX, STEP_BYTES, Answers
+from kvserver.api import answers as module
+from kvserver.api.answers import LARGE_BYTES, LARGE_MAX, RESPONSE_BYTES_MAX, WAITING_MAX, Answers
 from kvserver.errors import ResponseTooLargeError, TooManyRequestsError
 
 
@@ -23,6 +25,14 @@ class Call:
             callback(self)
 
 
+async def large(answers: Answers, call: Any) -> None:
+    room = answers.room(call)
+    room.hold(LARGE_BYTES)
+    await room.go_on()
+    room.hold(LARGE_BYTES)
+    await room.go_on()
+
+
 def test_an_answer_is_bounded() -> None:
     call: Any = Call()
     room = Answers().room(call)
@@ -31,34 +41,76 @@ def test_an_answer_is_bounded() -> None:
         room.hold(1)
 
 
-def test_small_ones_cost_nothing() -> None:
+async def test_small_ones_need_no_place() -> None:
     answers = Answers()
-    calls = [Call() for _ in range(1000)]
-    for call in calls:
-        answers.room(call).hold(STEP_BYTES)  # type: ignore[arg-type]
+    for _ in range(100):
+        call: Any = Call()
+        room = answers.room(call)
+        room.hold(LARGE_BYTES - 1)
+        await room.go_on()
         assert not call.callbacks
-    assert answers.held_bytes == 0
 
 
-def test_all_together_are_bounded_and_given_back() -> None:
+async def test_few_are_there_at_a_time_in_the_order_in_which_they_came() -> None:
+    answers, done = Answers(), list[int]()
+    calls = [Call() for _ in range(2 * LARGE_MAX + 1)]
+
+    async def one(number: int) -> None:
+        await large(answers, calls[number])
+        done.append(number)
+
+    tasks = [asyncio.create_task(one(number)) for number in range(len(calls))]
+    for ended in range(len(calls)):
+        await asyncio.sleep(0.001)
+        assert done == list(range(min(ended + LARGE_MAX, len(calls))))
+        assert len(calls[ended].callbacks) == 1
+        calls[ended].end()
+    await asyncio.gather(*tasks)
+
+
+async def test_whoever_waits_for_too_long_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "WAIT_S", 0.01)
     answers = Answers()
-    calls: list[Any] = [Call() for _ in range(1 + ANSWERS_BYTES_MAX // RESPONSE_BYTES_MAX)]
-    for call in calls[:-1]:
-        answers.room(call).hold(RESPONSE_BYTES_MAX)
-    last = answers.room(calls[-1])
+    for _ in range(LARGE_MAX):
+        await large(answers, Call())
+    late = Call()
     with pytest.raises(TooManyRequestsError):
-        for _ in range(100):
-            last.hold(STEP_BYTES)
-    assert answers.held_bytes <= ANSWERS_BYTES_MAX
-    calls[0].end()
-    answers.room(Call()).hold(RESPONSE_BYTES_MAX // 2)  # type: ignore[arg-type]
-    for call in calls[1:]:
-        call.end()
-        assert len(call.callbacks) == 1
-    assert answers.held_bytes == RESPONSE_BYTES_MAX // 2 - STEP_BYTES
+        await large(answers, late)
+    assert not late.callbacks
 
 
-def test_a_read_of_the_node_itself_needs_no_call() -> None:
+async def test_a_client_that_does_not_take_its_answer_is_hung_up_on(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(module, "TAKEN_WITHIN_S", 0.02)
+    answers, call, taken = Answers(), Call(), Call()
+
+    async def serve(call: Call, sending_s: float) -> None:
+        try:
+            await large(answers, call)
+            await asyncio.sleep(sending_s)
+        finally:
+            call.end()
+
+    await serve(taken, 0.0)
+    with pytest.raises(asyncio.CancelledError):
+        await asyncio.create_task(serve(call, 3600.0))
+    await serve(Call(), 0.0)
+
+
+async def test_a_crowd_does_not_wait() -> None:
     answers = Answers()
-    answers.room(None).hold(10 * STEP_BYTES)
-    assert answers.held_bytes == 0
+    crowd = [asyncio.create_task(large(answers, Call())) for _ in range(LARGE_MAX + WAITING_MAX)]
+    await asyncio.sleep(0.01)
+    with pytest.raises(TooManyRequestsError):
+        await large(answers, Call())
+    for task in crowd:
+        task.cancel()
+    await asyncio.gather(*crowd, return_exceptions=True)
+    assert answers._waiting == 0
+
+
+async def test_a_read_of_the_node_itself_needs_no_call() -> None:
+    room = Answers().room(None)
+    room.hold(10 * LARGE_BYTES)
+    await room.go_on()
