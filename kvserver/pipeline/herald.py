@@ -39,6 +39,7 @@ class Herald:
         self._event = on_event
         self._level_asked = 0
         """Feature level that is on its way into the log."""
+        proposer.capable_soon = self.level_may_rise
 
     def tell(self, words: Iterable[PublishMember]) -> None:
         """Publish what is new in what members say now."""

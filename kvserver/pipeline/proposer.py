@@ -17,6 +17,7 @@ from kvserver.clock import Clock
 from kvserver.errors import (
     NoSpaceError,
     NotActiveError,
+    NotCapableError,
     OutcomeUnknownError,
     RequestTooLargeError,
     TooManyRequestsError,
@@ -27,6 +28,9 @@ from kvserver.pipeline.limits import Limits
 from kvserver.pipeline.log_time import LogClock
 from kvserver.pipeline.outcome import Outcome, Response, Result
 from kvserver.pipeline.weight import weight_of
+
+CAPABLE_WITHIN_S: Final = 2.0
+CAPABLE_LOOK_S: Final = 0.02
 
 ORPHAN_S: Final = 1.0
 """How long the entries of a deposed active may take to be decided by its successor."""
@@ -105,6 +109,8 @@ class Proposer:
         self._outcomes: list[Outcome] = []
         self.applied_index = 0
         """Newest batch that was decided here."""
+        self.capable_soon: Callable[[], bool] = lambda: False
+        """Whether the cluster may understand more in a moment."""
 
     # ------------------------------------------------------------------ main thread
 
@@ -117,7 +123,7 @@ class Proposer:
             OutcomeUnknownError: it may be.
             RequestError: applying it gave this answer; nothing changed.
         """
-        check_command(command, self._feature_level())
+        await self._check_capable(command)
         size = command.ByteSize()
         if size > self._limits.request_bytes_max:
             raise RequestTooLargeError
@@ -140,6 +146,20 @@ class Proposer:
         finally:
             del self._open[proposal]
             self._open_bytes -= size
+
+    async def _check_capable(self, command: Command) -> None:
+        """Raise NotCapableError for a command that some member does not understand.
+
+        A cluster that has just begun learns within moments what its members understand.
+        """
+        give_up_at = self._clock.monotonic() + CAPABLE_WITHIN_S
+        while True:
+            try:
+                return check_command(command, self._feature_level())
+            except NotCapableError:
+                if not self.capable_soon() or self._clock.monotonic() > give_up_at:
+                    raise
+            await asyncio.sleep(CAPABLE_LOOK_S)
 
     def _check_open(self, size: int) -> None:
         """Raise TooManyRequestsError if another command of this size is too much."""

@@ -12,6 +12,7 @@ from kvserver.errors import (
     KeyNotFoundError,
     NoSpaceError,
     NotActiveError,
+    NotCapableError,
     OutcomeUnknownError,
     RequestTooLargeError,
     TooManyRequestsError,
@@ -20,7 +21,7 @@ from kvserver.pipeline import gathering
 from kvserver.pipeline.gathering import GATHER_FROM
 from kvserver.pipeline.limits import Limits
 from kvserver.pipeline.outcome import Response, settle
-from kvserver.pipeline.proposer import ORPHAN_S, Proposer
+from kvserver.pipeline.proposer import CAPABLE_WITHIN_S, ORPHAN_S, Proposer
 
 
 @pytest.fixture(autouse=True)
@@ -142,6 +143,33 @@ async def test_what_is_expensive_shares_its_entry_with_few(command: Command, mos
     for task in tasks:
         task.cancel()
     await asyncio.gather(*tasks, return_exceptions=True)
+
+
+async def test_a_cluster_that_has_just_begun_is_given_a_moment(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Its members have not told yet what they understand."""
+    monkeypatch.setattr("kvserver.pipeline.proposer.CAPABLE_LOOK_S", 0.001)
+    bench = Bench()
+    bench.level, bench.proposer.capable_soon = 0, lambda: True
+    command = Command(pass_time=PassTime())
+    waiting = asyncio.create_task(bench.proposer.propose(command))
+    await asyncio.sleep(0.01)
+    assert not waiting.done()
+    bench.level = 1
+    await asyncio.sleep(0.01)
+    assert len(bench.take(5, 2).commands) == 1
+    bench.level = 0
+    late = asyncio.create_task(bench.proposer.propose(command))
+    await asyncio.sleep(0.01)
+    bench.clock.now += CAPABLE_WITHIN_S + 1
+    with pytest.raises(NotCapableError):
+        await late
+    bench.proposer.capable_soon = lambda: False
+    with pytest.raises(NotCapableError):
+        await bench.proposer.propose(command)
+    waiting.cancel()
+    await asyncio.gather(waiting, return_exceptions=True)
 
 
 async def test_another_entry_in_its_place_means_not_applied() -> None:
