@@ -245,7 +245,7 @@ class Node:
             storage, self._clock, rng,
             ttl_s_min=lambda: ttl_s_min(len(self._roster.members), election_timeout_s),
             propose=self._proposer.propose, linearizable=self._reader.linearizable,
-            capable_soon=self._herald.level_may_rise, log_time_ms=self._proposer.log_time_ms,
+            log_time_ms=self._proposer.log_time_ms,
             on_failure=self._fail, stamped_ms=lambda: self._applier.log_time_ms,
         )  # fmt: skip
 

@@ -63,9 +63,6 @@ TOLD_WITHIN_S: Final = 1
 """Between the look at the promise and the client's being told."""
 
 RETRY_S: Final = 0.05
-CAPABLE_WITHIN_S: Final = 2.0
-"""A cluster that has just begun learns within moments what its members understand. For a client
-that is refused a session then, a write whose answer is lost would end in doubt."""
 
 
 @dataclass(slots=True, eq=False)
@@ -167,7 +164,6 @@ class Lessor:
         ttl_s_min: Callable[[], int],
         propose: Callable[[Command], Awaitable[Response]],
         linearizable: Callable[[], Awaitable[None]],
-        capable_soon: Callable[[], bool],
         log_time_ms: Callable[[], int],
         stamped_ms: Callable[[], int],
         on_failure: Callable[[BaseException], None],
@@ -181,7 +177,6 @@ class Lessor:
             ttl_s_min: shorter leases are granted with this; it grows with the cluster.
             propose: brings a command into the log.
             linearizable: returns when what is read then is not stale.
-            capable_soon: whether the cluster may understand more in a moment.
             log_time_ms: log time now, on the active.
             stamped_ms: log time of the newest applied batch.
             on_failure: told what ended the work here; the node must not go on.
@@ -192,7 +187,6 @@ class Lessor:
         self._ttl_s_min = ttl_s_min
         self._propose_once = propose
         self._linearizable = linearizable
-        self._capable_soon = capable_soon
         self._log_time_ms = log_time_ms
         self._stamped_ms = stamped_ms
         self._on_failure = on_failure
@@ -250,15 +244,8 @@ class Lessor:
         return tenure
 
     async def _propose(self, command: Command) -> Response:
-        tenure = self._current()
-        while True:
-            try:
-                return await self._propose_once(command)
-            except NotCapableError:
-                late = self._clock.monotonic() > tenure.began + CAPABLE_WITHIN_S
-                if late or not self._capable_soon():
-                    raise
-            await asyncio.sleep(RETRY_S)
+        self._current()
+        return await self._propose_once(command)
 
     # ------------------------------------------------------------------ for clients
 

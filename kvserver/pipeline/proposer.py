@@ -7,6 +7,7 @@ Invariant: every proposal ends as exactly one of applied, provably not applied, 
 """
 
 import asyncio
+import contextlib
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -123,7 +124,10 @@ class Proposer:
             OutcomeUnknownError: it may be.
             RequestError: applying it gave this answer; nothing changed.
         """
-        await self._check_capable(command)
+        try:
+            check_command(command, self._feature_level())
+        except NotCapableError:
+            await self._wait_capable(command)
         size = command.ByteSize()
         if size > self._limits.request_bytes_max:
             raise RequestTooLargeError
@@ -147,19 +151,21 @@ class Proposer:
             del self._open[proposal]
             self._open_bytes -= size
 
-    async def _check_capable(self, command: Command) -> None:
-        """Raise NotCapableError for a command that some member does not understand.
+    async def _wait_capable(self, command: Command) -> None:
+        """Wait until the members are known to understand a command.
 
-        A cluster that has just begun learns within moments what its members understand.
+        A cluster that has just begun learns that within moments. A client that was refused a
+        session meanwhile would write without, and not know what became of a write over a crash.
+
+        Raises:
+            NotCapableError: one of them is known to be older, or was not met within that time.
         """
         give_up_at = self._clock.monotonic() + CAPABLE_WITHIN_S
-        while True:
-            try:
-                return check_command(command, self._feature_level())
-            except NotCapableError:
-                if not self.capable_soon() or self._clock.monotonic() > give_up_at:
-                    raise
+        while self.capable_soon() and self._clock.monotonic() <= give_up_at:
             await asyncio.sleep(CAPABLE_LOOK_S)
+            with contextlib.suppress(NotCapableError):
+                return check_command(command, self._feature_level())
+        raise NotCapableError
 
     def _check_open(self, size: int) -> None:
         """Raise TooManyRequestsError if another command of this size is too much."""

@@ -50,12 +50,11 @@ class Bench:
         self.in_flight: list[tuple[Command, asyncio.Future[Response]]] | None = None
         """Appended in this order and not committed yet; None: what is proposed is applied at once.
         Whoever gives up waiting takes nothing back."""
-        self.capable_soon = True
         self.read_rounds = 0
         self.lessor = Lessor(
             log.storage, log.clock, random.Random(1), ttl_s_min=lambda: log.ttl_s_min,
             propose=self.propose, linearizable=self.linearizable,
-            capable_soon=lambda: self.capable_soon, log_time_ms=self.log_time_ms,
+            log_time_ms=self.log_time_ms,
             stamped_ms=lambda: log.stamped_ms, on_failure=self._fail,
         )  # fmt: skip
 
@@ -102,8 +101,6 @@ class Bench:
         match command.WhichOneof("request"):
             case "lease_grant":
                 response = writer.grant(command.lease_grant)
-            case "open_session":
-                response = writer.open_session(command.open_session)
             case "renew_leases":
                 writer.leases.renew(command.renew_leases.ids)
             case "expire_leases" if command.expire_leases.term == self.term:

@@ -143,7 +143,7 @@ class WholeNode(SimNode):
         self.lessor = Lessor(
             self.storage, clock, self.cluster.rng, ttl_s_min=lambda: 1,
             propose=self.proposer.propose, linearizable=self.reader.linearizable,
-            capable_soon=self._herald.level_may_rise, log_time_ms=self.proposer.log_time_ms,
+            log_time_ms=self.proposer.log_time_ms,
             stamped_ms=lambda: self.machine.log_time_ms, on_failure=self._fail,
         )  # fmt: skip
         self._crossing = Crossing(

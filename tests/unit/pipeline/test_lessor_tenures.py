@@ -7,7 +7,6 @@ from typing import Any
 import pytest
 from support.lessor_bench import LOOK, Bench
 
-from kvpb.rpc_pb2 import LeaseGrantRequest
 from kvserver.errors import (
     NotActiveError,
     NotCapableError,
@@ -155,30 +154,3 @@ def test_a_tenure_may_be_over_before_its_tasks_have_begun(bench: Bench) -> None:
         bench.loop.run()
         gc.collect()
     assert [str(each.message) for each in told] == []
-
-
-def test_a_cluster_that_has_just_begun_is_given_a_moment(bench: Bench) -> None:
-    bench.outcomes = [NotCapableError()] * 3
-    task = bench.begin(bench.lessor.grant(LeaseGrantRequest(ID=1, TTL=5)))
-    bench.pass_time(0.3)
-    assert task.result().ID == 1
-    bench.pass_time(module.CAPABLE_WITHIN_S)
-    bench.outcomes = [NotCapableError()]
-    with pytest.raises(NotCapableError):
-        bench.grant(2, 5)
-
-
-def test_so_is_whoever_opens_a_session_then(bench: Bench) -> None:
-    """Refused, it would write without, and not know what became of a write over a crash."""
-    bench.outcomes = [NotCapableError()] * 3
-    task = bench.begin(bench.lessor.open_session(60))
-    bench.pass_time(0.3)
-    assert task.result().TTL == 60
-
-
-def test_nobody_waits_for_a_member_that_is_known_to_be_older(bench: Bench) -> None:
-    bench.capable_soon = False
-    bench.outcomes = [NotCapableError()]
-    task = bench.begin(bench.lessor.open_session(60))
-    bench.pass_time(0)
-    assert isinstance(task.exception(), NotCapableError)
