@@ -112,6 +112,7 @@ class KvServicer(rpc_pb2_grpc.KVServicer):
             builder = RangeBuilder(txn, request, revision, room)
             while not builder.step(SLICE_KEYS):
                 await room.go_on()
+            room.built()
             response = builder.response
         self._door.fill(response.header, revision)
         return response
@@ -142,6 +143,7 @@ class KvServicer(rpc_pb2_grpc.KVServicer):
             with self._door.storage.read() as txn:
                 room = self._answers.room(context)
                 response = await _drive(read_txn(txn, request, room), room)
+                room.built()
         self._door.fill(response.header)
         return response
 

@@ -10,6 +10,7 @@ from support.etcd_errors import CODES, COUNT, ELSEWHERE, NEVER
 
 from kvserver import errors
 from kvserver.api.door import Door
+from kvserver.api.session import FROM_THE_LOG
 from kvserver.api.status import CATALOGUE, NOT_ACTIVE_TEXT, status_of
 
 OURS_ALONE = {
@@ -181,3 +182,8 @@ async def test_anything_else_passes_the_door_untouched() -> None:
     with pytest.raises(ZeroDivisionError):
         await HintingDoor().answer(context, fail(ZeroDivisionError()))  # type: ignore[arg-type]
     assert context.ended == ()
+
+
+def test_whatever_the_log_answers_keeps_a_session_alive() -> None:
+    """Its write was committed, whatever came of it; only leases are begun without a session."""
+    assert set(errors.ERROR_NUMBERS.values()) - {errors.LeaseExistsError} <= set(FROM_THE_LOG)
