@@ -140,15 +140,14 @@ class Sessions:
         answer: Message | RequestError,
         *,
         numbered_errors: bool,
-        cut: bool = False,
     ) -> None:
         """What a numbered write was answered, now that it is applied.
 
         Args:
             command: the write.
-            answer: its response, or the error with which it changed nothing.
+            answer: its response, or the error with which it changed nothing. A response that was
+                cut holds more than KEPT_BYTES_MAX all the same (`Writer.answer_bytes_max`).
             numbered_errors: whether an error is kept by number; all members must read that.
-            cut: the response is not whole, since it is larger than what is kept.
         """
         session = self._find(command.session)
         kept = KeptAnswer(sequence=command.sequence, digest=_digest(command))
@@ -158,7 +157,7 @@ class Sessions:
             kept.error = _NAME_OF[type(answer)]
         else:
             room = min(KEPT_BYTES_MAX, SESSION_BYTES_MAX - session.bytes)
-            if not cut and answer.ByteSize() <= room:
+            if answer.ByteSize() <= room:
                 kept.response = answer.SerializeToString(deterministic=True)
                 session.bytes += len(kept.response)
             else:

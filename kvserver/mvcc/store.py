@@ -90,9 +90,8 @@ class Writer:
         """Commands are held to the limits of budget.py: all members must do the same."""
         self.answer_bytes_max = UNBOUNDED
         """What is worth having of the answer to the next command; it is cut beyond, 0 if nobody
-        waits for it. Nothing else depends on it: members may have different ones."""
-        self.cut = False
-        """The answer to the newest command is not whole."""
+        waits for it. Nothing else depends on it: members may have different ones. Invariant: what
+        is cut is larger than this, so too large to be kept wherever the whole of it is."""
         self.leases = Leases(txn, log_time_ms, self._pace)
         self.sessions = Sessions(txn, self.leases)
 
@@ -157,7 +156,6 @@ class Writer:
         response = self._delete_range(request, run)
         if response.deleted:
             self.revision += 1
-        self.cut = run.cut
         return response
 
     def _budget(self) -> Budget:
@@ -251,7 +249,6 @@ class Writer:
         if run.changed:
             self.revision = run.revision
         response.header.revision = self.revision
-        self.cut = run.cut
         return response
 
     def _measure(self, path: Path, budget: Budget) -> Generator[None, None, None]:

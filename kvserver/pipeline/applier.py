@@ -167,7 +167,6 @@ class Applier:
         for command in commands.commands:
             # limits as of the command: the level may rise within the batch, for all members alike
             writer.limited = self.feature_level >= LIMITS_LEVEL
-            writer.cut = False
             if not awaited:
                 writer.answer_bytes_max = KEPT_BYTES_MAX if command.session else 0
             results.append(self._result(writer, command, index, term))
@@ -201,7 +200,7 @@ class Applier:
         result = self._execute(writer, command, index, term)
         assert isinstance(result, RequestError | Answer)
         numbered_errors = self.feature_level >= ERROR_NUMBER_LEVEL
-        writer.sessions.keep(command, result, numbered_errors=numbered_errors, cut=writer.cut)
+        writer.sessions.keep(command, result, numbered_errors=numbered_errors)
         return result
 
     def _execute(self, writer: Writer, command: Command, index: int, term: int) -> Result:

@@ -13,6 +13,9 @@ from support.reading import read_range
 
 from kvpb.rpc_pb2 import PutRequest, RangeRequest
 from kvserver.errors import RequestError
+from kvserver.mvcc import ranges as ranges_module
+from kvserver.mvcc.budget import Budget
+from kvserver.mvcc.pace import Pace
 from kvserver.mvcc.ranges import RangeBuilder
 from kvserver.mvcc.store import Writer
 from kvserver.storage.schema import Database
@@ -70,9 +73,14 @@ PUTS = [
 
 @pytest.mark.parametrize("target", TARGETS)
 @pytest.mark.parametrize("order", RangeRequest.SortOrder.values())
+@pytest.mark.parametrize("shrink_from", [1, ranges_module.SHRINK_FROM])
 def test_every_target_in_every_order(
-    target: RangeRequest.SortTarget.ValueType, order: RangeRequest.SortOrder.ValueType
+    target: RangeRequest.SortTarget.ValueType,
+    order: RangeRequest.SortOrder.ValueType,
+    shrink_from: int,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setattr(ranges_module, "SHRINK_FROM", shrink_from)
     txn, revision = store(*PUTS)
     request = RangeRequest(key=b"a", range_end=b"z", sort_target=target, sort_order=order)
     found = list(read_range(txn, request, revision).kvs)
@@ -87,6 +95,28 @@ def test_every_target_in_every_order(
         assert limited.more == (limit < 5)
         if order != RangeRequest.NONE or target == RangeRequest.KEY:
             assert list(limited.kvs) == found[:limit]
+
+
+@pytest.mark.parametrize("filtered", [True, False])
+def test_what_a_limit_leaves_out_is_not_held(filtered: bool) -> None:
+    """Of many pairs that are sorted or filtered few are answered: no more need room."""
+    txn, revision = store(*((b"k/%04d" % (n * 37 % 1000), b"v" * 90) for n in range(1000)))
+    request = RangeRequest(key=b"k/", range_end=b"k0", limit=10)
+    if filtered:
+        request.min_mod_revision = 500
+    else:
+        request.sort_target, request.sort_order = RangeRequest.CREATE, RangeRequest.DESCEND
+    budget = Budget(size=10_000)
+    reply = Pace().drive(ranges_module.read_range(txn, request, revision, budget))
+    expected = list(read_range(txn, RangeRequest(key=b"k/", range_end=b"k0"), revision).kvs)
+    if filtered:
+        expected = [kv for kv in expected if kv.mod_revision >= 500]
+        assert reply.more
+    else:
+        expected.sort(key=attrgetter("create_revision"), reverse=True)
+    assert list(reply.kvs) == expected[:10]
+    with pytest.raises(RequestError):
+        Pace().drive(ranges_module.read_range(txn, request, revision, Budget(size=1_000)))
 
 
 def test_a_target_without_an_order_sorts_one_more_than_the_limit() -> None:

@@ -274,15 +274,16 @@ def test_of_a_numbered_write_no_more_is_built_than_is_kept() -> None:
     assert isinstance(here.apply(write)[0], AnswerTooLargeError)
 
 
-def test_what_is_cut_says_nothing_of_the_next_command() -> None:
-    """Its answer is kept as too large by members that cut it, and whole by the one that waits."""
+def test_what_is_cut_is_too_large_wherever_it_is_whole() -> None:
+    """And it says nothing of the next command of the entry."""
     rows = []
     for awaited in (True, False):
-        here = replica(value="v" * 400)
+        here = replica(LIMITS_LEVEL - 1, "v" * 400)
         here.applier.awaited = lambda _, awaited=awaited: awaited  # type: ignore[misc]
         large = Command(txn=TxnRequest(success=[PUT, ranged()]), session=SESSION, sequence=1)
         small = Command(put=PutRequest(key=b"small", value=b"v"), session=SESSION, sequence=2)
         here.apply(large, small)
+        assert isinstance(here.apply(large)[0], AnswerTooLargeError)
         assert not isinstance(here.apply(small)[0], AnswerTooLargeError)
         rows.append(here.rows())
     assert rows[0] == rows[1]
