@@ -1,5 +1,7 @@
 """HashKV: which hash a node answers with, and what a compaction meanwhile does."""
 
+import asyncio
+import threading
 from collections.abc import Awaitable
 from types import SimpleNamespace
 from typing import Any, cast
@@ -9,8 +11,8 @@ from support.small_store import Store
 
 from kvpb.rpc_pb2 import HashKVRequest, HashKVResponse
 from kvserver.api.door import Door
-from kvserver.api.maintenance import MaintenanceServicer
-from kvserver.errors import CompactedError
+from kvserver.api.maintenance import HASHES_MAX, MaintenanceServicer
+from kvserver.errors import CompactedError, TooManyRequestsError
 from kvserver.mvcc.kepthash import KeptHash
 from kvserver.mvcc.statehash import StateHash
 from kvserver.pipeline.features import KEPT_HASH_LEVEL
@@ -78,3 +80,23 @@ async def test_a_compaction_meanwhile(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(KeptHash, "step", step_after_a_compaction)
     with pytest.raises(CompactedError):
         await served.hash(served.store.revision)
+
+
+async def test_few_are_hashed_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each takes a thread, and the GIL from the one that keeps the leadership."""
+    served, go, step = Served(), threading.Event(), KeptHash.step
+
+    def step_when_told(self: KeptHash) -> bool:
+        go.wait(30)
+        return step(self)
+
+    monkeypatch.setattr(KeptHash, "step", step_when_told)
+    under_way = [asyncio.create_task(served.hash()) for _ in range(HASHES_MAX)]
+    await asyncio.sleep(0.01)
+    try:
+        with pytest.raises(TooManyRequestsError):
+            await served.hash()
+    finally:
+        go.set()
+    await asyncio.gather(*under_way)
+    await served.hash()

@@ -1,7 +1,7 @@
 """What members say gets into the log once; the level rises when all members are able to."""
 
 import asyncio
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 from typing import Any
 
 from support.memory_storage import MemoryStorage
@@ -25,6 +25,7 @@ class Bench:
         self.proposed: list[Command] = []
         self.tasks: list[asyncio.Task[None]] = []
         self.refuse = False
+        self.capable_soon: Callable[[], bool] = lambda: False
         proposer: Any = self
         self.herald = Herald(
             self.roster, proposer, feature_level=lambda: self.level, spawn=self.spawn,
@@ -51,6 +52,16 @@ class Bench:
     @property
     def levels(self) -> int:
         return sum(command.HasField("set_feature_level") for command in self.proposed)
+
+
+async def test_what_needs_a_level_waits_as_long_as_it_may_rise() -> None:
+    bench = Bench()
+    assert bench.capable_soon(), "nobody has told yet"
+    await bench.tell(ONE)
+    assert bench.capable_soon()
+    await bench.tell(TWO)
+    assert bench.level == 1
+    assert not bench.capable_soon(), "all have told, and it is in force"
 
 
 async def test_what_is_known_is_not_told_again() -> None:

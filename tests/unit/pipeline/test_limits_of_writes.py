@@ -274,6 +274,35 @@ def test_of_a_numbered_write_no_more_is_built_than_is_kept() -> None:
     assert isinstance(here.apply(write)[0], AnswerTooLargeError)
 
 
+def test_of_a_numbered_deletion_no_more_is_built_than_is_kept() -> None:
+    here = replica(LIMITS_LEVEL - 1, "v" * 1_000)
+    here.applier.awaited = lambda _: False
+    gone = deletion(prev_kv=True).request_delete_range
+    (answer,) = here.apply(Command(delete_range=gone, session=SESSION, sequence=1))
+    assert isinstance(answer, DeleteRangeResponse)
+    assert answer.deleted == KEYS
+    assert KEPT_BYTES_MAX < answer.ByteSize() < KEPT_BYTES_MAX + 2_000
+
+
+@pytest.mark.parametrize(
+    "request_",
+    [
+        TxnRequest(compare=[compared()], success=[PUT]),
+        TxnRequest(success=[PUT, ranged(keys_only=True)]),
+        TxnRequest(success=[PUT, ranged(revision=30, keys_only=True)]),
+    ],
+    ids=["compare", "keys alone", "of the past"],
+)
+def test_values_that_are_read_count_though_nobody_answers_with_them(
+    request_: TxnRequest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    here = replica(value="v" * 30)
+    monkeypatch.setattr(store, "READ_BYTES_MAX", 500)
+    assert isinstance(here.apply(Command(txn=request_))[0], WriteTooExpensiveError)
+    monkeypatch.setattr(store, "READ_BYTES_MAX", 5_000)
+    assert isinstance(here.apply(Command(txn=request_))[0], TxnResponse)
+
+
 def test_what_is_cut_is_too_large_wherever_it_is_whole() -> None:
     """And it says nothing of the next command of the entry."""
     rows = []

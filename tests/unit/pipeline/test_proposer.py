@@ -372,3 +372,20 @@ async def test_without_room_what_is_new_is_refused_and_never_proposed() -> None:
     with pytest.raises(NoSpaceError):
         await plain
     assert bench.proposer.pending == 0
+
+
+async def test_what_waits_for_its_answer_without_room_counts_among_the_bytes_that_wait() -> None:
+    bench = Bench(Limits(pending_bytes_max=2_000))
+    bench.room.full = True
+    large = Command(session=7, sequence=3, put=rpc_pb2.PutRequest(key=b"k", value=bytes(1_500)))
+    waiting = asyncio.create_task(bench.proposer.propose(large))
+    await asyncio.sleep(0)
+    with pytest.raises(TooManyRequestsError):
+        async with asyncio.timeout(5):
+            await bench.proposer.propose(large)
+    bench.take(5, 2)
+    bench.proposer.applied(5, 2, [None])
+    bench.settle()
+    with pytest.raises(NoSpaceError):
+        await waiting
+    assert bench.proposer._open_bytes == 0
